@@ -1,0 +1,1 @@
+"""Hold the program: frozen nodes, their invariants, printing and canonical JSON."""

@@ -1,0 +1,1 @@
+"""Partition a bound program into tasks and print expressions as TIR."""

@@ -1,0 +1,1 @@
+"""Define the verbs of the language, one per file."""

@@ -1,0 +1,35 @@
+"""Join values along their last axis; always a view: attend and score read the parts in place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsegen.errors import PatternError, Site
+from sparsegen.ir.axes import Concat, Fixed
+from sparsegen.ir.node import Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cat(Node):
+    """Parts side by side along the last axis; a part with one head serves every head."""
+
+    op: ClassVar[str] = "cat"
+    parts: tuple[Node, ...]
+
+
+def cat(parts: tuple[Node, ...], site: Site | None) -> Cat:
+    """Type `cat(a, b, ...)`: equal sequence axes, equal heads (or one), last axes joined."""
+    if len(parts) < 2:
+        raise PatternError("cat() joins two values or more", at=site)
+    first = parts[0]
+    heads = next((p.axes[1] for p in parts if p.axes[1] != Fixed(1)), Fixed(1))
+    for part in parts[1:]:
+        if part.axes[0] != first.axes[0] or part.axes[1] not in (heads, Fixed(1)):
+            raise PatternError(
+                f"cat() of [{' '.join(map(str, first.axes))}] and "
+                f"[{' '.join(map(str, part.axes))}]: only the last axis may differ",
+                at=site,
+            )
+    joined = Concat(tuple(p.axes[-1] for p in parts))
+    return Cat(parts=parts, axes=(first.axes[0], heads, joined), site=site)

@@ -1,0 +1,126 @@
+"""Summarise windows of positions: pooled keys, block statistics, learned compressors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sparsegen.errors import PatternError, Site
+from sparsegen.ir.axes import Entries, Named
+from sparsegen.ir.node import Node
+
+How = Literal["mean", "max", "min", "sum", "linear", "softmax"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compress(Node):
+    """One entry per window of `width` positions every `stride`.
+
+    mean, max, min, sum   over the window, per channel
+    linear                weight [width] : out[d]  = sum_m w[m] * (x[m, d] + bias[m, d])
+                          weight [width D E] : out[e] = sum_m sum_d w[m, d, e] * (x[m, d] + bias[m, d])
+    softmax               per channel: out[d] = sum_m softmax_m(gate[m, d] + bias[m, d]) * x[m, d]
+                          with `previous` = (x', gate'): the window is preceded by the window before
+                          it, read from x' and gate' (bias has 2 * width slots, previous first; the
+                          first entry has no previous window). DeepSeek-V4 CSA, systems §2.1.
+    """
+
+    op: ClassVar[str] = "compress"
+    x: Node
+    how: How
+    width: int
+    stride: int
+    partial: bool = False
+    weight: Node | None = None
+    gate: Node | None = None
+    bias: Node | None = None
+    previous: tuple[Node, Node] | None = None
+
+    @property
+    def entries(self) -> Entries:
+        """Return the axis of the entries."""
+        axis = self.axes[0]
+        assert isinstance(axis, Entries)
+        return axis
+
+
+def compress(
+    x: Node,
+    how: How,
+    *,
+    width: int,
+    stride: int,
+    partial: bool,
+    weight: Node | None,
+    gate: Node | None,
+    bias: Node | None,
+    previous: tuple[Node, Node] | None,
+    site: Site | None,
+) -> Compress:
+    """Type `compress(x, how, width=, stride=)`; the first axis becomes `Entries`."""
+    parent = x.axes[0]
+    if not isinstance(parent, Named):
+        raise PatternError(
+            f"compress() pools a sequence axis, but the first axis here is [{parent}]",
+            at=site,
+            hint="compress an input or a projection, not entries that are compressed already",
+        )
+    if len(x.axes) != 3:
+        raise PatternError(
+            f"compress() takes [sequence heads dim], got [{' '.join(map(str, x.axes))}]", at=site
+        )
+    for name, value in (("width", width), ("stride", stride)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise PatternError(
+                f"{name}={value!r}: compress() needs a positive integer", at=site
+            )
+    if width < stride:
+        raise PatternError(
+            f"compress(width={width}, stride={stride}) would skip positions between windows",
+            at=site,
+            hint="use width >= stride",
+        )
+    if partial and how in ("linear", "softmax"):
+        raise PatternError(f"partial windows have no meaning for how={how!r}", at=site)
+    last = x.axes[-1]
+    if how == "linear":
+        assert weight is not None
+        if len(weight.axes) == 3:
+            if weight.axes[1] != last:
+                raise PatternError(
+                    f"the weight of compress() must be [width {last} out], "
+                    f"got [{' '.join(map(str, weight.axes))}]",
+                    at=site,
+                )
+            last = weight.axes[2]
+        elif len(weight.axes) != 1:
+            raise PatternError(
+                f"the weight of compress() has [{' '.join(map(str, weight.axes))}]",
+                at=site,
+                hint="declare it [width], or [width in out]",
+            )
+    if bias is not None and how not in ("linear", "softmax"):
+        raise PatternError(f"a slot bias has no meaning for how={how!r}", at=site)
+    if bias is not None and (len(bias.axes) != 2 or bias.axes[1] != x.axes[-1]):
+        raise PatternError(
+            f"the slot bias of compress() must be [slots {x.axes[-1]}], "
+            f"got [{' '.join(map(str, bias.axes))}]",
+            at=site,
+        )
+    for other in (gate, *(previous or ())):
+        if other is not None and other.axes != x.axes:
+            raise PatternError(
+                f"compress() of [{' '.join(map(str, x.axes))}] with a gate or previous value of "
+                f"[{' '.join(map(str, other.axes))}]: the axes must be equal",
+                at=site,
+            )
+    if previous is not None and width != stride:
+        raise PatternError(
+            f"previous= overlaps whole windows, so width ({width}) must equal stride ({stride})",
+            at=site,
+        )
+    axes = (Entries(parent, width, stride, partial), x.axes[1], last)
+    return Compress(
+        x=x, how=how, width=width, stride=stride, partial=partial, weight=weight, gate=gate,
+        bias=bias, previous=previous, axes=axes, site=site,
+    )  # fmt: skip

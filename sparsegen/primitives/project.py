@@ -1,0 +1,55 @@
+"""Multiply by a weight: latent projections, absorbable because they are linear."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sparsegen.errors import PatternError, Site
+from sparsegen.ir.axes import Axis, Fixed
+from sparsegen.ir.node import Input, Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project(Node):
+    """out[t, h, b] = sum_a x[t, h, a] * w[h, a, b], or w[a, b] when the heads share it.
+
+    `transposed` says that the weight stores its output axis before the contracted one.
+    """
+
+    op: ClassVar[str] = "project"
+    x: Node
+    w: Node
+    transposed: bool
+
+
+def project(x: Node, w: Node, site: Site | None) -> Project:
+    """Type `project(x, w)`: contract the last axis of `x` with the weight's axis of that name."""
+    if not isinstance(w, Input):
+        raise PatternError(f"the weight of project() must be an input, not a {w.op}", at=site)
+    if len(w.axes) not in (2, 3):
+        raise PatternError(
+            f"project() takes a weight of two axes (in, out) or three (head, in, out), "
+            f"but {w.name!r} has [{' '.join(map(str, w.axes))}]",
+            at=site,
+        )
+    last, pair = x.axes[-1], w.axes[-2:]
+    if pair.count(last) != 1:
+        raise PatternError(
+            f"project() contracts the last axis of the value, [{last}], "
+            f"but the weight {w.name!r} has [{' '.join(map(str, w.axes))}]",
+            at=site,
+            hint=f"declare exactly one of the weight's last two axes as {last}",
+        )
+    transposed = pair[1] == last
+    out: Axis = pair[0] if transposed else pair[1]
+    heads: Axis = x.axes[1]
+    if len(w.axes) == 3 and heads != w.axes[0]:
+        if heads != Fixed(1):
+            raise PatternError(
+                f"project() multiplies heads [{heads}] by weights of heads [{w.axes[0]}]",
+                at=site,
+                hint="use one letter for both, or a value with a single head",
+            )
+        heads = w.axes[0]
+    return Project(x=x, w=w, transposed=transposed, axes=(x.axes[0], heads, out), site=site)

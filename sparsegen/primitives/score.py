@@ -1,0 +1,96 @@
+"""Score queries against keys: a virtual tensor over (head, query, key) that is never a buffer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sparsegen.errors import PatternError, Site
+from sparsegen.ir.axes import Axis, Fixed, Named
+from sparsegen.ir.expr import TRUE, Expr, Head, Pos
+from sparsegen.ir.node import Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Node):
+    """s[h, i, j] = weights[i, h] * act(mod(scale * q[i, h] . k[j, h // group])); -inf where hidden.
+
+    `norm` "softmax" normalises each row (h, i) over its visible keys. Scale None means the binding's
+    scale, or the query's last extent to the power -1/2. `mod` and `act` are over Symbol("s").
+    """
+
+    op: ClassVar[str] = "score"
+    q: Node
+    k: Node
+    where: Expr = TRUE
+    scale: float | None = None
+    mod: Expr | None = None
+    act: Expr | None = None
+    weights: Node | None = None
+    norm: Literal["softmax"] | None = None
+
+    @property
+    def head(self) -> Head:
+        """Return the head variable of the space."""
+        return Head(self.q.axes[1])
+
+    @property
+    def keys(self) -> tuple[Expr, ...]:
+        """Return the coordinates of the space: head, query position, key position."""
+        return (self.head, Pos("query", self.q.axes[0]), Pos("key", self.k.axes[0]))
+
+
+def check_heads(what: str, q: Node, k: Node, site: Site | None) -> None:
+    """Refuse operands of q . k whose ranks, head axes or last axes cannot agree."""
+    for name, node in (("query", q), ("key", k)):
+        if len(node.axes) != 3:
+            raise PatternError(
+                f"the {name} of {what} must be [sequence heads dim], "
+                f"got [{' '.join(map(str, node.axes))}]",
+                at=site,
+            )
+    qd, kd = q.axes[-1], k.axes[-1]
+    if qd != kd and (isinstance(qd, Named | Fixed) or isinstance(kd, Named | Fixed)) and _clash(qd, kd):
+        raise PatternError(
+            f"{what} multiplies a query of last axis [{qd}] with a key of last axis [{kd}]",
+            at=site,
+            hint="give both the same letter",
+        )
+    qh, kh = q.axes[1], k.axes[1]
+    if isinstance(qh, Fixed) and isinstance(kh, Fixed) and qh.size % kh.size:
+        raise PatternError(
+            f"{what}: {qh.size} query heads are no multiple of {kh.size} key heads", at=site
+        )
+
+
+def _clash(a: Axis, b: Axis) -> bool:
+    """Tell whether two last axes can never have equal extents (letters may still be equal)."""
+    return type(a) is type(b) and a != b
+
+
+def score(
+    q: Node,
+    k: Node,
+    *,
+    where: Expr,
+    scale: float | None,
+    mod: Expr | None,
+    act: Expr | None,
+    weights: Node | None,
+    norm: Literal["softmax"] | None,
+    site: Site | None,
+) -> Score:
+    """Type `score(q, k)`; weights must be [query heads]."""
+    check_heads("score()", q, k, site)
+    if weights is not None and weights.axes != q.axes[:2]:
+        raise PatternError(
+            f"the weights of score() must be [{q.axes[0]} {q.axes[1]}] (one per query and head), "
+            f"got [{' '.join(map(str, weights.axes))}]",
+            at=site,
+        )
+    if norm not in (None, "softmax"):
+        raise PatternError(f"norm={norm!r}: score() knows norm='softmax' or None", at=site)
+    return Score(
+        q=q, k=k, where=where, scale=scale, mod=mod, act=act, weights=weights, norm=norm,
+        axes=(q.axes[1], q.axes[0], k.axes[0]), site=site,
+    )  # fmt: skip
