@@ -30,6 +30,7 @@ class Attend(Node):
     """
 
     op: ClassVar[str] = "attend"
+    PARTS: ClassVar[tuple[type, ...]] = (Source,)
     q: Node
     sources: tuple[Source, ...]
     scale: float | None = None
