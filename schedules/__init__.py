@@ -1,0 +1,1 @@
+"""Hold the schedules, one (family, target) pair per file."""

@@ -1,0 +1,1 @@
+"""Derive domains, costs, bounds and gradients of a program symbolically."""

@@ -1,0 +1,1 @@
+"""Run sparsegen from the command line, one verb per file."""

@@ -1,0 +1,1 @@
+"""Provide what the kernels of one target share, and the one door to TVM."""

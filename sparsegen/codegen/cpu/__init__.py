@@ -1,0 +1,1 @@
+"""Provide what kernels for CPUs share."""

@@ -1,0 +1,1 @@
+"""Trace a pattern function over lazy values and index expressions into a program."""

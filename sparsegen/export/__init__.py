@@ -1,0 +1,1 @@
+"""Write and open bundles that run without the compiler."""

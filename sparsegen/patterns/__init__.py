@@ -1,0 +1,1 @@
+"""Ship attention variants of the literature, one per file."""

@@ -1,0 +1,1 @@
+"""Search over the knobs of schedules and keep the records."""
