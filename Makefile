@@ -55,4 +55,5 @@ snapshots: $(INSTALLED) ## Rewrite the stored texts, then show what changed
 
 wheel: $(INSTALLED) ## Build into dist/, install in a fresh environment and import
 	$(BIN)/pytest tests/compile/test_wheel.py
+	rm -rf build  # setuptools would ship a deleted module from there
 	$(BIN)/python -m pip wheel --quiet $(PIP_FLAGS) --no-deps --no-build-isolation -w dist .

@@ -66,13 +66,12 @@ def snapshot(request: pytest.FixtureRequest) -> Callable[..., None]:
     """Compare a text with the one stored under the test's name: `snapshot(text, "part")`."""
     module = Path(request.node.path).stem.removeprefix("test_")
     test = re.sub(r"[^\w.=-]+", "_", request.node.name.removeprefix("test_")).strip("_")
-    update = request.config.getoption("--update-snapshots")
 
     def check(text: str, part: str = "") -> None:
         path = SNAPSHOTS / module / (f"{test}.{part}.txt" if part else f"{test}.txt")
         text = text.rstrip("\n") + "\n"
         shown = path.relative_to(SNAPSHOTS.parent)
-        if update:
+        if request.config.getoption("--update-snapshots"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
             return
