@@ -24,8 +24,8 @@ class Declaration:
 class Tensor:
     """Annotate an input: `Tensor["S Hk D"]`, or `Tensor["S", "int"]` for a table of ids.
 
-    Letters name axes, and equal letters are equal extents; a number is a literal size. The first
-    axis of queries and of keys is their sequence axis.
+    Letters name axes, and equal letters are equal extents (a square weight is "D D"); a number is a
+    literal size. The first axis of queries and of keys is their sequence axis.
     """
 
     def __class_getitem__(cls, item: str | tuple[str, str]) -> Declaration:
@@ -49,11 +49,4 @@ def declaration(text: Any, kind: str, site: Site | None) -> Declaration:
     for axis in axes:
         if isinstance(axis, Fixed) and axis.size < 1:
             raise PatternError(f"an axis of size {axis.size} in {text!r}", at=site)
-    repeated = [a for n, a in enumerate(axes) if isinstance(a, Named) and a in axes[:n]]
-    if repeated:
-        raise PatternError(
-            f"the letter {repeated[0]} stands twice in {text!r}",
-            at=site,
-            hint="give the second axis a letter of its own",
-        )
     return Declaration(axes, "int" if kind == "int" else "float")

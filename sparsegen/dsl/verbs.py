@@ -255,7 +255,7 @@ def attend(
     for kk, vv, ww in zip(keys, values, wheres, strict=True):
         kn = node_of(kk, "the key of attend()")
         trace.pair(qn, kn, site)
-        sources.append(verb.Source(kn, node_of(vv, "the value of attend()"), _truth_of(ww)))
+        sources.append(verb.Source(k=kn, v=node_of(vv, "the value of attend()"), where=_truth_of(ww)))
     return Attention(
         verb.attend(
             qn, tuple(sources), scale=_scale(scale, site), mod=_mod(mod, "mod", site),

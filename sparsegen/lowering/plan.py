@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparsegen.ir.expr import Expr
 from sparsegen.ir.node import Input
 from sparsegen.ir.program import Program
 from sparsegen.lowering.binding import Binding
@@ -31,6 +32,8 @@ class Plan:
     intermediates  buffers that one task writes and a later one reads, allocated per call
     results        buffers returned
     tasks          in an order that respects reads and writes
+    widths         capacity of each symbolic extent (-1) by buffer name: an expression over Stop,
+                   where Stop is the largest of the call's sequences
     rows(buffer)   see `Rows`: number of rows to allocate, from batch, total_q, total_k, max_pages:
                      query total_q · key total_k · entry total // stride + batch ·
                      query_block total_q // block + 2 * batch · batch batch
@@ -42,3 +45,4 @@ class Plan:
     intermediates: tuple[Buffer, ...]
     results: tuple[Result, ...]
     tasks: tuple[Task, ...]
+    widths: tuple[tuple[str, Expr], ...]

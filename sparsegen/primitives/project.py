@@ -8,6 +8,7 @@ from typing import ClassVar
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Axis, Fixed
 from sparsegen.ir.node import Input, Node
+from sparsegen.primitives._evaluate import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,14 @@ def project(x: Node, w: Node, site: Site | None) -> Project:
             at=site,
         )
     last, pair = x.axes[-1], w.axes[-2:]
-    if pair.count(last) != 1:
+    if last not in pair:
         raise PatternError(
             f"project() contracts the last axis of the value, [{last}], "
             f"but the weight {w.name!r} has [{' '.join(map(str, w.axes))}]",
             at=site,
-            hint=f"declare exactly one of the weight's last two axes as {last}",
+            hint=f"declare one of the weight's last two axes as {last}",
         )
-    transposed = pair[1] == last
+    transposed = pair[0] != last  # a square weight is [in out]
     out: Axis = pair[0] if transposed else pair[1]
     heads: Axis = x.axes[1]
     if len(w.axes) == 3 and heads != w.axes[0]:
@@ -53,3 +54,13 @@ def project(x: Node, w: Node, site: Site | None) -> Project:
             )
         heads = w.axes[0]
     return Project(x=x, w=w, transposed=transposed, axes=(x.axes[0], heads, out), site=site)
+
+
+def reference(node: Project, x: Array, w: Array) -> Array:
+    """Evaluate in float64: x [rows heads in], w as declared; returns [rows heads out]."""
+    if node.transposed:
+        w = w.swapaxes(-1, -2)
+    if w.ndim == 2:
+        return x @ w
+    out: Array = (x.transpose(1, 0, 2) @ w).transpose(1, 0, 2)
+    return out
