@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from sparsegen.errors import PatternError, Site
-from sparsegen.ir.expr import TRUE, Expr
+from sparsegen.ir.expr import TRUE, Expr, Symbol
 from sparsegen.ir.node import Node
-from sparsegen.primitives.score import check_heads
+from sparsegen.primitives._evaluate import Array, Env
+from sparsegen.primitives.score import check_heads, scaled_products
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,3 +76,52 @@ def attend(
         )
     axes = (q.axes[0], q.axes[1], dim)
     return Attend(q=q, sources=sources, scale=scale, mod=mod, sink=sink, axes=axes, site=site)
+
+
+def reference(
+    node: Attend,
+    q: Array,
+    sources: Sequence[tuple[Array, Array, Env]],
+    *,
+    scale: float,
+    sink: Array | None,
+) -> tuple[Array, Array]:
+    """Evaluate in float64: q [t heads dim], sources (k, v, env), sink [heads].
+
+    The env of a source binds head, query and key positions to arrays that broadcast to
+    [heads t keys]. Returns o [t heads dim_v] and lse [t heads], natural log without the sink.
+    """
+    scores = []
+    for source, (k, _, env) in zip(node.sources, sources, strict=True):
+        s = scaled_products(q, k, scale)
+        if node.mod is not None:
+            s = env.bind({Symbol("s"): s})(node.mod)
+        scores.append(np.where(env(source.where), s, -np.inf))
+    with np.errstate(all="ignore"):
+        top = np.max([s.max(axis=-1, initial=-np.inf) for s in scores], axis=0)
+        shift = np.where(np.isneginf(top), 0.0, top)
+        weights = [np.exp(s - shift[:, :, None]) for s in scores]
+        total = sum(w.sum(axis=-1) for w in weights)
+        lse = np.where(total == 0.0, -np.inf, shift + np.log(total))
+        o = sum(_mix(w, v) for w, (_, v, _) in zip(weights, sources, strict=True))
+        o = o / np.where(total == 0.0, 1.0, total)[:, :, None]
+        if sink is not None:
+            kept = 1.0 / (1.0 + np.exp(sink[:, None] - lse))
+            o = o * np.where(np.isneginf(lse), 0.0, kept)[:, :, None]
+    return o.transpose(1, 0, 2), lse.T
+
+
+def _mix(weights: Array, v: Array) -> Array:
+    """Return weights [heads t keys] times v [keys kv_heads dim]; a key of weight 0 is not read."""
+    heads, t, keys = weights.shape
+    kv_heads, dim = v.shape[1:]
+    odd = np.flatnonzero(~np.isfinite(v).all(axis=(1, 2)))
+    calm = v.copy()
+    calm[odd] = 0.0
+    grouped = weights.reshape(kv_heads, heads // kv_heads * t, keys)
+    o: Array = (grouped @ calm.transpose(1, 0, 2)).reshape(heads, t, dim)
+    for j in odd:
+        w = weights[:, :, j, None]
+        row = np.repeat(v[j], heads // kv_heads, axis=0)[:, None, :]
+        o += np.where(w != 0.0, w * row, 0.0)
+    return o

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Concat, Fixed
 from sparsegen.ir.node import Node
+from sparsegen.primitives._evaluate import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,3 +37,9 @@ def cat(parts: tuple[Node, ...], site: Site | None) -> Cat:
             )
     joined = Concat(tuple(p.axes[-1] for p in parts))
     return Cat(parts=parts, axes=(first.axes[0], heads, joined), site=site)
+
+
+def reference(parts: Sequence[Array]) -> Array:
+    """Evaluate in float64: parts [rows heads dim] or [rows 1 dim], joined along the last axis."""
+    heads = max(p.shape[1] for p in parts)
+    return np.concatenate([np.broadcast_to(p, (len(p), heads, p.shape[2])) for p in parts], axis=-1)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Entries, Named
 from sparsegen.ir.node import Node
+from sparsegen.primitives._evaluate import Array
 
 How = Literal["mean", "max", "min", "sum", "linear", "softmax"]
 
@@ -17,8 +20,8 @@ class Compress(Node):
     """One entry per window of `width` positions every `stride`.
 
     mean, max, min, sum   over the window, per channel
-    linear                weight [width] : out[d]  = sum_m w[m] * (x[m, d] + bias[m, d])
-                          weight [width D E] : out[e] = sum_m sum_d w[m, d, e] * (x[m, d] + bias[m, d])
+    linear                weight [width]: out[d] = sum_m w[m] * (x[m, d] + bias[m, d])
+                          weight [width D E]: out[e] = sum_m,d w[m, d, e] * (x[m, d] + bias[m, d])
     softmax               per channel: out[d] = sum_m softmax_m(gate[m, d] + bias[m, d]) * x[m, d]
                           with `previous` = (x', gate'): the window is preceded by the window before
                           it, read from x' and gate' (bias has 2 * width slots, previous first; the
@@ -71,9 +74,7 @@ def compress(
         )
     for name, value in (("width", width), ("stride", stride)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise PatternError(
-                f"{name}={value!r}: compress() needs a positive integer", at=site
-            )
+            raise PatternError(f"{name}={value!r}: compress() needs a positive integer", at=site)
     if width < stride:
         raise PatternError(
             f"compress(width={width}, stride={stride}) would skip positions between windows",
@@ -124,3 +125,49 @@ def compress(
         x=x, how=how, width=width, stride=stride, partial=partial, weight=weight, gate=gate,
         bias=bias, previous=previous, axes=axes, site=site,
     )  # fmt: skip
+
+
+def reference(
+    node: Compress,
+    x: Array,
+    *,
+    weight: Array | None = None,
+    gate: Array | None = None,
+    bias: Array | None = None,
+    previous: tuple[Array, Array] | None = None,
+) -> Array:
+    """Evaluate in float64: x [rows heads dim], others as declared; returns [entries heads out]."""
+    rows = np.arange(node.entries.count(len(x)))[:, None] * node.stride + np.arange(node.width)
+    inside = (rows < len(x))[:, :, None, None]  # False only in the ragged window of `partial`
+    rows = np.minimum(rows, max(len(x) - 1, 0))
+    window = x[rows]  # [entries width heads dim]
+    out: Array
+    match node.how:
+        case "sum":
+            out = np.where(inside, window, 0.0).sum(axis=1)
+        case "mean":
+            out = np.where(inside, window, 0.0).sum(axis=1) / inside.sum(axis=1)
+        case "max":
+            out = np.where(inside, window, -np.inf).max(axis=1)
+        case "min":
+            out = np.where(inside, window, np.inf).min(axis=1)
+        case "linear":
+            assert weight is not None
+            if bias is not None:
+                window = window + bias[:, None, :]
+            form = "ewhd,w->ehd" if weight.ndim == 1 else "ewhd,wdo->eho"
+            out = np.einsum(form, window, weight, optimize=True)
+        case "softmax":
+            assert gate is not None
+            gates = gate[rows]
+            if previous is not None:
+                before = rows - node.width
+                first = (before < 0)[:, :, None, None]
+                earlier = np.where(first, -np.inf, previous[1][before])
+                window = np.concatenate([np.where(first, 0.0, previous[0][before]), window], axis=1)
+                gates = np.concatenate([earlier, gates], axis=1)
+            if bias is not None:
+                gates = gates + bias[:, None, :]
+            weights = np.exp(gates - gates.max(axis=1, keepdims=True))
+            out = (weights * window).sum(axis=1) / weights.sum(axis=1)
+    return out

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+import numpy as np
 
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Fixed
 from sparsegen.ir.node import Node
+from sparsegen.primitives._evaluate import Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,8 +41,10 @@ def merge(parts: tuple[Node, ...], gates: Node | None, site: Site | None) -> Mer
             )
     if gates is not None:
         want = (*parts[0].axes[:2], Fixed(len(parts)))
-        if gates.axes[:2] != want[:2] or len(gates.axes) != 3 or (
-            isinstance(gates.axes[2], Fixed) and gates.axes[2] != want[2]
+        if (
+            gates.axes[:2] != want[:2]
+            or len(gates.axes) != 3
+            or (isinstance(gates.axes[2], Fixed) and gates.axes[2] != want[2])
         ):
             raise PatternError(
                 f"the gates of merge() must be [{' '.join(map(str, want))}], "
@@ -46,3 +52,21 @@ def merge(parts: tuple[Node, ...], gates: Node | None, site: Site | None) -> Mer
                 at=site,
             )
     return Merge(parts=parts, gates=gates, axes=parts[0].axes, site=site)
+
+
+def reference(
+    parts: Sequence[Array], lses: Sequence[Array], gates: Array | None
+) -> tuple[Array, Array | None]:
+    """Evaluate in float64: parts [t heads dim], lses [t heads]; return o and, ungated, lse."""
+    if gates is not None:
+        return _weighted([gates[:, :, p] for p in range(len(parts))], parts), None
+    lse = np.logaddexp.reduce(np.stack(lses))
+    finite = np.where(np.isneginf(lse), 0.0, lse)
+    return _weighted([np.exp(part - finite) for part in lses], parts), lse
+
+
+def _weighted(weights: Sequence[Array], parts: Sequence[Array]) -> Array:
+    total: Array = np.zeros_like(parts[0])
+    for weight, part in zip(weights, parts, strict=True):
+        total += weight[:, :, None] * part
+    return total

@@ -5,18 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Axis, Fixed, Named
-from sparsegen.ir.expr import TRUE, Expr, Head, Pos
+from sparsegen.ir.expr import TRUE, Expr, Head, Pos, Symbol
 from sparsegen.ir.node import Node
+from sparsegen.primitives._evaluate import Array, Env
+from sparsegen.primitives._space import softmax
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(Node):
     """s[h, i, j] = weights[i, h] * act(mod(scale * q[i, h] . k[j, h // group])); -inf where hidden.
 
-    `norm` "softmax" normalises each row (h, i) over its visible keys. Scale None means the binding's
-    scale, or the query's last extent to the power -1/2. `mod` and `act` are over Symbol("s").
+    `norm` "softmax" normalises each row (h, i) over its visible keys. Scale None means that of the
+    binding, or the query's last extent to the power -1/2. `mod` and `act` are over Symbol("s").
     """
 
     op: ClassVar[str] = "score"
@@ -50,7 +54,11 @@ def check_heads(what: str, q: Node, k: Node, site: Site | None) -> None:
                 at=site,
             )
     qd, kd = q.axes[-1], k.axes[-1]
-    if qd != kd and (isinstance(qd, Named | Fixed) or isinstance(kd, Named | Fixed)) and _clash(qd, kd):
+    if (
+        qd != kd
+        and (isinstance(qd, Named | Fixed) or isinstance(kd, Named | Fixed))
+        and _clash(qd, kd)
+    ):
         raise PatternError(
             f"{what} multiplies a query of last axis [{qd}] with a key of last axis [{kd}]",
             at=site,
@@ -94,3 +102,33 @@ def score(
         q=q, k=k, where=where, scale=scale, mod=mod, act=act, weights=weights, norm=norm,
         axes=(q.axes[1], q.axes[0], k.axes[0]), site=site,
     )  # fmt: skip
+
+
+def reference(
+    node: Score, q: Array, k: Array, *, scale: float, weights: Array | None, env: Env
+) -> Array:
+    """Evaluate in float64: q [t heads dim], k [keys kv_heads dim], weights [t heads].
+
+    `env` binds head, query and key positions to arrays that broadcast to [heads t keys], the
+    shape of the result.
+    """
+    s = scaled_products(q, k, scale)
+    with np.errstate(all="ignore"):
+        if node.mod is not None:
+            s = env.bind({Symbol("s"): s})(node.mod)
+        if node.act is not None:
+            s = env.bind({Symbol("s"): s})(node.act)
+        if weights is not None:
+            s = weights.T[:, :, None] * s
+    s = np.where(env(node.where), s, -np.inf)
+    return softmax(s) if node.norm == "softmax" else s
+
+
+def scaled_products(q: Array, k: Array, scale: float) -> Array:
+    """Return scale * q . k as [heads t keys]; each key head serves a group of query heads."""
+    t, heads, dim = q.shape
+    keys, kv_heads, _ = k.shape
+    grouped = q.transpose(1, 0, 2).reshape(kv_heads, heads // kv_heads * t, dim)
+    with np.errstate(all="ignore"):
+        s: Array = scale * (grouped @ k.transpose(1, 2, 0))
+    return s.reshape(heads, t, keys)
