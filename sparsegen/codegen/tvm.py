@@ -34,7 +34,7 @@ _check_pins()
 import tvm  # noqa: E402
 from tvm import tirx  # noqa: E402
 from tvm.script.ir_builder import IRBuilder  # noqa: E402
-from tvm.script.ir_builder import ir as I  # noqa: E402, E741
+from tvm.script.ir_builder import ir as I  # noqa: E402
 from tvm.script.ir_builder import tirx as T  # noqa: E402
 
 IRModule = tvm.IRModule
@@ -47,11 +47,11 @@ Memory = Any
 """A buffer of a kernel: an argument or scratch."""
 
 __all__ = [
+    "PINS",
+    "I",
     "IRBuilder",
     "IRModule",
-    "I",
     "Memory",
-    "PINS",
     "T",
     "Target",
     "Value",

@@ -2,7 +2,8 @@
 
 LLVM turns `exp` of a vector into one libm call per lane, so the pointwise functions here are
 polynomials. They take scalars and vectors alike, and must be called inside a function frame of an
-IRBuilder, since they bind their intermediate values (but never vectors of bool, which TVM cannot analyse).
+IRBuilder, since they bind their intermediate values (but never vectors of bool: TVM cannot analyse
+a variable that holds one).
 """
 
 from __future__ import annotations
