@@ -1,11 +1,11 @@
 """Say what an attention variant is in a few lines; get tuned kernels for it.
 
-    >>> import sparsegen as sg
-    >>> @sg.pattern
-    ... def window(q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"], *, W=512):
-    ...     i, j = sg.index(q, k)
-    ...     return sg.attend(q, k, v, where=(j <= i) & (i - j < W))
-    >>> kernel = sg.compile(window, target="cpu", W=256)
+>>> import sparsegen as sg
+>>> @sg.pattern
+... def window(q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"], *, W=512):
+...     i, j = sg.index(q, k)
+...     return sg.attend(q, k, v, where=(j <= i) & (i - j < W))
+>>> kernel = sg.compile(window, target="cpu", W=256)
 """
 
 from importlib import import_module
@@ -83,9 +83,9 @@ __all__ = [
     "BindingError", "BundleError", "CacheError", "CompileError", "InputError", "Kernel", "Pattern",
     "PatternError", "Program", "Schedule", "SparsegenError", "Tensor", "TuningError",
     "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "explain", "export",
-    "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum", "partition",
-    "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid", "softmax",
-    "sqrt", "sum", "tanh", "tune", "where",
+    "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
+    "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
+    "softmax", "sqrt", "sum", "tanh", "tune", "where",
 ]  # fmt: skip
 
 

@@ -136,7 +136,8 @@ def _logic(op: str, symbol: str) -> Callable[[Index, Any], Index]:
 
 
 for _name, _op in {
-    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floordiv", "mod": "mod",
+    "add": "add", "sub": "sub", "mul": "mul", "truediv": "div", "floordiv": "floordiv",
+    "mod": "mod",
 }.items():  # fmt: skip
     setattr(Index, f"__{_name}__", _binary(_op))
     setattr(Index, f"__r{_name}__", _binary(_op, swap=True))

@@ -32,7 +32,7 @@ class Pattern:
         self.__doc__ = fn.__doc__
         self.__name__ = fn.__name__
         self.__module__ = fn.__module__
-        self._traces: dict[tuple[tuple[str, Hyper], ...], Program] = {}
+        self._traces: dict[tuple[tuple[str, str, Hyper], ...], Program] = {}
         _refuse_captured(fn, self.site)
         self.inputs, self.hyper = _signature(fn, self.site)
 
@@ -51,11 +51,10 @@ class Pattern:
                 f"{self.name} needs a value for {', '.join(missing)}",
                 hint=f"pass {missing[0]}=...",
             )
-        key = tuple((n, v) for n, v in values.items())
-        kinds = tuple((n, type(v).__name__) for n, v in values.items())
-        if (key, kinds) not in self._traces:
-            self._traces[key, kinds] = self._trace(values)  # type: ignore[index]
-        return self._traces[key, kinds]  # type: ignore[index]
+        key = tuple((n, type(v).__name__, v) for n, v in values.items())  # 1 == 1.0 == True
+        if key not in self._traces:
+            self._traces[key] = self._trace(values)
+        return self._traces[key]
 
     @cached_property
     def program(self) -> Program:
@@ -63,6 +62,7 @@ class Pattern:
         return self.trace()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Inline this pattern into the one being traced."""
         if not active():
             raise PatternError(
                 f"{self.name} is a pattern, and says what to compute; it does not compute",

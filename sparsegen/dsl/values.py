@@ -127,7 +127,7 @@ class Compressed(Value):
     @property
     def end(self) -> Index:
         """Return the last position that entry e covers (inclusive)."""
-        return self.start + (self._axis.width - 1)  # type: ignore[no-any-return, operator]
+        return Index(ir.apply("add", self.start.expr, Const(self._axis.width - 1)))
 
     def blocks(self, width: int) -> Index:
         """Return the key "blocks of `width` positions that entry e overlaps"."""
@@ -246,4 +246,6 @@ def _slice(node: Node, parts: tuple[Any, ...], site: Site) -> Slice:
     assert isinstance(stop, int)
     if stop <= start or (size is not None and stop > size):
         raise PatternError(f"the slice [{start}:{stop}] of axis [{axis}] is out of range", at=site)
-    return Slice(x=node, start=start, stop=stop, axes=(*node.axes[:-1], Fixed(stop - start)), site=site)
+    return Slice(
+        x=node, start=start, stop=stop, axes=(*node.axes[:-1], Fixed(stop - start)), site=site
+    )

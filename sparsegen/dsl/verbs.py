@@ -34,7 +34,7 @@ class SoftmaxPool:
     previous: tuple[Value, Value] | None = None
 
 
-mean, max, min, sum = Pool("mean"), Pool("max"), Pool("min"), Pool("sum")  # noqa: A001
+mean, max, min, sum = Pool("mean"), Pool("max"), Pool("min"), Pool("sum")
 _POOLS = {p.how: p for p in (mean, max, min, sum)}
 
 
@@ -79,7 +79,9 @@ def project(x: Value, w: Value) -> Value:
     current("sg.project()")
     site = Site.caller()
     return Value(
-        verb.project(node_of(x, "the value of project()"), node_of(w, "the weight of project()"), site)
+        verb.project(
+            node_of(x, "the value of project()"), node_of(w, "the weight of project()"), site
+        )
     )
 
 
@@ -215,9 +217,7 @@ def select(
     if budget is not None and ir.kind(budget) != "int":
         raise PatternError(f"topk={topk!r}: a budget is a whole number", at=site, hint="use //")
     forced = None if force is None else _truth_of(force)
-    out = verb.select(
-        node, topk=budget, top_p=top_p, threshold=threshold, force=forced, site=site
-    )
+    out = verb.select(node, topk=budget, top_p=top_p, threshold=threshold, force=forced, site=site)
     return Selection(key_rules.check_select(out, site))
 
 
@@ -255,7 +255,9 @@ def attend(
     for kk, vv, ww in zip(keys, values, wheres, strict=True):
         kn = node_of(kk, "the key of attend()")
         trace.pair(qn, kn, site)
-        sources.append(verb.Source(k=kn, v=node_of(vv, "the value of attend()"), where=_truth_of(ww)))
+        sources.append(
+            verb.Source(k=kn, v=node_of(vv, "the value of attend()"), where=_truth_of(ww))
+        )
     return Attention(
         verb.attend(
             qn, tuple(sources), scale=_scale(scale, site), mod=_mod(mod, "mod", site),

@@ -43,7 +43,7 @@ class Pos:
 
 @dataclass(frozen=True)
 class Stop:
-    """The number of positions along a role's axis in the current sequence: exclusive end of `Pos`."""
+    """The number of positions along a role's axis in this sequence: exclusive end of `Pos`."""
 
     role: Role
     axis: Axis
@@ -113,9 +113,7 @@ class Member:
     keys: tuple[Expr, ...]
 
 
-Expr = (
-    Const | Pos | Stop | Head | Size | Symbol | BlockOf | KeyVar | Apply | Table | Member
-)
+Expr = Const | Pos | Stop | Head | Size | Symbol | BlockOf | KeyVar | Apply | Table | Member
 
 TRUE = Const(True)
 FALSE = Const(False)
@@ -165,7 +163,9 @@ def kind(expr: Expr) -> Kind:
     """
     match expr:
         case Const(value):
-            return "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+            return (
+                "bool" if isinstance(value, bool) else "int" if isinstance(value, int) else "float"
+            )
         case Symbol():
             return "float"
         case Member():
@@ -241,8 +241,16 @@ def show(expr: Expr) -> str:
         case Const(value):
             return repr(value)
         case Pos(role, axis):
-            return "i" if role == "query" and not isinstance(axis, Entries) else (
-                f"i[{axis}]" if role == "query" else "j" if not isinstance(axis, Entries) else f"e[{axis}]"
+            return (
+                "i"
+                if role == "query" and not isinstance(axis, Entries)
+                else (
+                    f"i[{axis}]"
+                    if role == "query"
+                    else "j"
+                    if not isinstance(axis, Entries)
+                    else f"e[{axis}]"
+                )
             )
         case Stop(role):
             return "i.stop" if role == "query" else "j.stop"

@@ -1,4 +1,4 @@
-"""Hold the values of a pattern: frozen nodes whose axes are known and whose origin is remembered."""
+"""Hold the values of a pattern: frozen nodes with known axes and a remembered origin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from sparsegen.errors import Site
 from sparsegen.ir.axes import Axis
-from sparsegen.ir.expr import Expr, Member, Table, walk as walk_expr
+from sparsegen.ir.expr import Expr, Member, Table
+from sparsegen.ir.expr import walk as walk_expr
 
 NODES: dict[str, type[Node]] = {}
 
@@ -67,6 +68,7 @@ class Input(Node):
 
     @property
     def label(self) -> str:
+        """Return the name of the parameter."""
         return self.name
 
 

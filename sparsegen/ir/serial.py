@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 from sparsegen.errors import Site
 from sparsegen.ir import axes, expr
@@ -16,10 +16,12 @@ def _plain() -> dict[str, type]:
     from sparsegen.ir.program import Program
 
     leaves = [
-        axes.Named, axes.Fixed, axes.Entries, axes.Concat, expr.Const, expr.Pos, expr.Stop, expr.Head,
-        expr.Size, expr.Symbol, expr.BlockOf, expr.KeyVar, expr.Apply, expr.Table, expr.Member,
-        nodes.Output, Program, Site,
-    ]  # fmt: skip
+        *get_args(axes.Axis),
+        *get_args(expr.Expr),
+        nodes.Output,
+        Program,
+        Site,
+    ]
     return {cls.__name__: cls for cls in leaves}
 
 

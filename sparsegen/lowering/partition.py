@@ -6,33 +6,21 @@ select(reduce(score(q, k)))                      ->  one select task; scores are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
 from sparsegen.analysis.domain import clauses
 from sparsegen.errors import BindingError, UnsupportedError
 from sparsegen.ir.axes import Entries, Named, extent
-from sparsegen.ir.expr import (
-    Apply,
-    Const,
-    Expr,
-    Head,
-    Member,
-    Pos,
-    Stop,
-    Symbol,
-    Table,
-    apply,
-    rebuild,
-    walk,
-)
+from sparsegen.ir.expr import Const, Expr, Member, Symbol, Table, rebuild, walk
 from sparsegen.ir.node import Input, Map, Node, Slice
 from sparsegen.ir.program import Program
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.plan import Plan, Result
 from sparsegen.lowering.resolve import base_letter, resolved, sizes_of
+from sparsegen.lowering.selection import capacity, group_extents, list_rows
 from sparsegen.lowering.tasks import (
-    NO_ROWS,
     AttendTask,
     Buffer,
     CompressTask,
@@ -143,7 +131,7 @@ class _Partitioner:
             return self._input(node, role)
         if (node, "o") not in self.made:
             raise UnsupportedError(
-                f"the result of {node.op}() would have to be stored here, but it is only read in place",
+                f"the result of {node.op}() would have to be stored here, but it is never",
                 at=node.site,
                 hint="use it directly as a query, key or value of attend() or score()",
             )
@@ -190,14 +178,18 @@ class _Partitioner:
         self.made[node, what] = buffer
         return buffer
 
-    def _add(self, cls: type[Task], node: Node, name: str, exprs: Iterable[Expr], **kw: object) -> None:
+    def _add(
+        self, cls: type[Task], node: Node, name: str, exprs: Iterable[Expr], **kw: object
+    ) -> None:
         """Append a task; its reads are every buffer it mentions, each once, in order of mention."""
         tables, lists = self._mentions(exprs)
         task = cls(
             name=name, family=cls.__name__.removesuffix("Task").lower(), reads=(), writes=(),
             tables=tables, lists=lists, paged=self.binding.layout == "paged", site=node.site, **kw,
-        )  # type: ignore[arg-type]  # fmt: skip
-        writes = _unique(_buffers(getattr(task, f)) for f in ("out", "o", "lse") if hasattr(task, f))
+        )  # fmt: skip
+        writes = _unique(
+            _buffers(getattr(task, f)) for f in ("out", "o", "lse") if hasattr(task, f)
+        )
         outs = {b.name for b in writes}
         reads = _unique(
             _buffers(getattr(task, f))
@@ -226,25 +218,15 @@ class _Partitioner:
     def _lists(self, node: Node) -> Lists:
         assert isinstance(node, Select)
         keys = tuple(resolved(k, self.sizes) for k in node.keys[:-1])
-        groups = tuple(self._groups(k) for k in keys if _mentions_head(k))
+        groups = group_extents(keys, self.sizes, node)
         return Lists(buffer=self.made[node, "indices"], keys=keys, groups=groups)
-
-    def _groups(self, key: Expr) -> int:
-        match key:
-            case Head(axis):
-                return extent(axis, self.sizes)
-            case Apply("floordiv", (Head(axis), Const(divisor))):
-                return -(-extent(axis, self.sizes) // int(divisor))
-        raise UnsupportedError(
-            "a selection is grouped by h or h // n", hint="use h, or h // q.group"
-        )
 
     def _scale(self, scale: float | None, q: Node) -> float:
         if scale is not None:
             return scale
         if self.binding.scale is not None:
             return self.binding.scale
-        return float(extent(q.axes[-1], self.sizes)) ** -0.5
+        return 1.0 / math.sqrt(extent(q.axes[-1], self.sizes))
 
     def _optional(self, expr: Expr | None) -> Expr | None:
         return None if expr is None else resolved(expr, self.sizes)
@@ -293,10 +275,10 @@ class _Partitioner:
         mod, act = self._optional(x.mod), self._optional(x.act)
         topk, force = self._optional(node.topk), self._optional(node.force)
         keys = tuple(resolved(k, self.sizes) for k in node.keys)
-        last = self._capacity(keys[-1], x)
+        last = capacity(keys[-1], node)
         width = topk.value if isinstance(topk, Const) else -1
-        groups = tuple(self._groups(k) for k in keys[:-1] if _mentions_head(k))
-        rows = self._list_rows(keys[:-1], node)
+        groups = group_extents(keys[:-1], self.sizes, node)
+        rows = list_rows(keys[:-1], node)
         out = self._new(node, "indices", f"{name}_indices", (*groups, int(width)), rows)
         if width == -1:
             self.widths[out.name] = last
@@ -309,48 +291,6 @@ class _Partitioner:
             keys=keys, groups=groups, last=last, topk=topk, top_p=node.top_p,
             threshold=node.threshold, force=force, out=out,
         )  # fmt: skip
-
-    def _capacity(self, key: Expr, score: Score) -> Expr:
-        """Return how many values the selected key takes, over Stop."""
-        from sparsegen.ir.expr import BlockOf
-
-        axis = score.k.axes[0]
-        match key:
-            case Pos("key", axis):
-                return Stop("key", axis)
-            case BlockOf(entries, width):
-                tokens = Stop("key", entries.parent)
-                return apply("floordiv", apply("add", tokens, Const(width - 1)), Const(width))
-            case Apply("floordiv", (Pos("key", axis), Const(width))):
-                total = apply("add", Stop("key", axis), Const(width - 1))
-                return apply("floordiv", total, Const(width))
-            case Apply("floordiv", (Apply("add", (Pos("key", axis), Const(shift))), Const(width))):
-                total = apply("add", Stop("key", axis), Const(shift + width - 1))
-                return apply("floordiv", total, Const(width))
-            case Apply("sub", (Pos("query", axis), Pos("key"))):
-                return Stop("query", axis)
-        from sparsegen.ir.expr import show
-
-        raise UnsupportedError(
-            f"select() over the key {show(key)} is not lowered",
-            at=score.site,
-            hint="select over j, j // n, i - j, entries, or kc.blocks(n)",
-        )
-
-    def _list_rows(self, keys: tuple[Expr, ...], node: Node) -> Rows:
-        positions = [k for k in keys if any(isinstance(e, Pos) for e in walk(k))]
-        if not positions:
-            return Rows(space="batch")
-        match positions:
-            case [Pos("query", Entries(stride=stride))]:
-                return Rows(space="query_block", block=stride)
-            case [Pos("query")]:
-                return Rows(space="query")
-            case [Apply("floordiv", (Pos("query"), Const(block)))]:
-                return Rows(space="query_block", block=int(block))
-        raise UnsupportedError(
-            "a selection has at most one query key, i or i // n", at=node.site
-        )
 
     def _attend(self, node: Attend) -> None:
         name = self._name("attend")
@@ -412,10 +352,6 @@ def _compose(outer: Expr, inner: Expr) -> Expr:
     return rebuild(outer, lambda e: inner if e == Symbol("x") else None)
 
 
-def _mentions_head(expr: Expr) -> bool:
-    return any(isinstance(e, Head) for e in walk(expr))
-
-
 def _buffers(value: object) -> list[Buffer]:
     """Return the buffers in a field of a task, in order of mention."""
     if isinstance(value, Buffer):
@@ -433,6 +369,3 @@ def _unique(groups: Iterable[list[Buffer]]) -> tuple[Buffer, ...]:
         for buffer in group:
             found.setdefault(buffer.name, buffer)
     return tuple(found.values())
-
-
-__all__ = ["NO_ROWS", "partition"]

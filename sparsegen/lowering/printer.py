@@ -71,7 +71,11 @@ def _buffer(buffer: Buffer) -> str:
 def _operand(operand: Operand) -> str:
     parts = (
         p.buffer.name
-        + (f"[{p.start}:{p.start + p.size}]" if (p.start, p.size) != (0, p.buffer.shape[-1]) else "")
+        + (
+            f"[{p.start}:{p.start + p.size}]"
+            if (p.start, p.size) != (0, p.buffer.shape[-1])
+            else ""
+        )
         + (f" |> {show(p.fn)}" if p.fn is not None else "")
         for p in operand.parts
     )

@@ -23,13 +23,14 @@ def sizes_of(program: Program, given: Mapping[str, int]) -> dict[str, int]:
     sequence = {program.query, program.key}
     sizes = {k: v for k, v in given.items() if k not in sequence}
     for name, value in program.hyper:
-        if name in program.letters - sequence and isinstance(value, int):
-            if sizes.setdefault(name, value) != value:
-                raise BindingError(
-                    f"the axis {name} has {sizes[name]} elements, "
-                    f"but the hyperparameter {name}={value}",
-                    hint="pass tensors of that size, or the hyperparameter that fits them",
-                )
+        if name not in program.letters - sequence or not isinstance(value, int):
+            continue
+        if sizes.setdefault(name, value) != value:
+            raise BindingError(
+                f"the axis {name} has {sizes[name]} elements, "
+                f"but the hyperparameter {name}={value}",
+                hint="pass tensors of that size, or the hyperparameter that fits them",
+            )
     missing = sorted(program.letters - sequence - sizes.keys())
     if missing:
         raise BindingError(
@@ -60,7 +61,9 @@ def _check(node: Node, sizes: dict[str, int]) -> None:
         case Slice(x=x, stop=stop):
             have = extent(x.axes[-1], sizes)
             if stop > have:
-                raise BindingError(f"the slice ends at {stop}, but the axis has {have}", at=node.site)
+                raise BindingError(
+                    f"the slice ends at {stop}, but the axis has {have}", at=node.site
+                )
         case Compress(width=width, weight=weight, bias=bias, previous=previous):
             slots = 2 * width if previous else width
             for what, tensor, want in (("weight", weight, width), ("slot bias", bias, slots)):

@@ -171,7 +171,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class AttendTask(Task):
-    """Attend(q, sources): writes `o` [rows, heads, d_v] and, if asked for, `lse` [rows, heads] f32."""
+    """Attend(q, sources): writes `o` [rows, heads, d_v] and, if wanted, `lse` [rows, heads]."""
 
     q: Operand
     sources: tuple[KeySource, ...]
@@ -231,7 +231,7 @@ class SelectTask(Task):
 
 @dataclass(frozen=True, kw_only=True)
 class CompressTask(Task):
-    """Compress(x): writes `out` [entries, heads, dim]. See the verb for the meaning of the fields."""
+    """Compress(x): writes `out` [entries, heads, dim]; the fields are those of the verb."""
 
     x: Operand
     how: str
