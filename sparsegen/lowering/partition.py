@@ -287,7 +287,8 @@ class _Partitioner:
             q=self._operand(x.q, "query"), k=self._operand(x.k, "key"),
             scale=self._scale(x.scale, x.q), mod=mod, act=act,
             weights=None if x.weights is None else self._buffer(x.weights, "query"),
-            where=where, clauses=clauses(where), norm=x.norm is not None, stages=tuple(stages),
+            where=where, clauses=clauses(where, query=x.q.axes[0], key=x.k.axes[0]),
+            norm=x.norm is not None, stages=tuple(stages),
             keys=keys, groups=groups, last=last, topk=topk, top_p=node.top_p,
             threshold=node.threshold, force=force, out=out,
         )  # fmt: skip
@@ -301,7 +302,8 @@ class _Partitioner:
             sources.append(
                 KeySource(
                     k=self._operand(source.k, "key"), v=self._operand(source.v, "key"),
-                    where=where, clauses=clauses(where),
+                    where=where,
+                    clauses=clauses(where, query=node.q.axes[0], key=source.k.axes[0]),
                 )
             )  # fmt: skip
         mod = self._optional(node.mod)

@@ -17,9 +17,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sparsegen.analysis.domain import Clause as Clause
+from sparsegen.analysis.domain import Interval as Interval
+from sparsegen.analysis.domain import KeyList as KeyList
 from sparsegen.errors import Site
 from sparsegen.ir.axes import Entries
-from sparsegen.ir.expr import TRUE, Expr, Member
+from sparsegen.ir.expr import Expr
 
 Space = Literal["query", "key", "entry", "query_block", "batch", "none"]
 
@@ -85,50 +88,6 @@ class Operand:
     def dim(self) -> int:
         """Return the length of the last axis."""
         return sum(p.size for p in self.parts)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """Keys lo <= j < hi of a query tile.
-
-    `lo` and `hi` are expressions over Symbol("i_min") and Symbol("i_max") (first and last absolute
-    query position of the tile), Stop and Const; the true bound is max over `lo`, min over `hi`.
-    """
-
-    lo: tuple[Expr, ...]
-    hi: tuple[Expr, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class KeyList:
-    """A selection drives the iteration: item x of its list stands for keys
-    [x * granule - shift, (x + 1) * granule - shift), or, for a "slash", for the key i - x.
-
-    `member.keys[:-1]` say which list a (head, query) pair reads.
-    """
-
-    member: Member
-    granule: int
-    shift: int = 0
-    slash: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clause:
-    """One conjunction of a `where` in disjunctive form; earlier clauses are excluded by `residual`.
-
-    hull      keys that some query of the tile may see (exact or larger, never smaller)
-    full      keys that every query of the tile sees for sure: `residual` need not be evaluated
-              (None: none known)
-    keys      the list that drives the iteration, intersected with `hull`; None: iterate `hull`
-    residual  everything to check per (h, i, j) where not `full`: the clause itself (with other
-              selections as Member, to be looked up) and not any earlier clause
-    """
-
-    hull: Interval
-    full: Interval | None
-    keys: KeyList | None
-    residual: Expr = TRUE
 
 
 @dataclass(frozen=True, kw_only=True)
