@@ -236,7 +236,8 @@ def _chunks(rows: int, cost: int) -> Iterator[slice]:
 
 def _sizes(program: Program, arrays: dict[str, Array]) -> dict[str, int]:
     """Return the extent of every letter, checking the arrays against the declarations."""
-    letters = program.letters
+    # A letter with the name of a hyperparameter takes its value; sequences are as long as they are.
+    letters = program.letters - {program.query, program.key}
     sizes = {n: v for n, v in program.hyper if n in letters and isinstance(v, int)}
     for node in program.inputs:
         shape = arrays[node.name].shape

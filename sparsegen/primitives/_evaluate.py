@@ -56,6 +56,7 @@ class Env:
     member  looks keys (arrays) up in the selection of a `Member`
     values  arrays for leaves, and for whole sub-expressions such as the keys of a reduction; all
             of them broadcast against each other
+    floors  (x, n, array): x // n is known although x is not, so x // (n * m) is known too
     """
 
     sizes: Mapping[str, int]
@@ -63,14 +64,11 @@ class Env:
     table: Callable[[Input, tuple[Array, ...]], Array]
     member: Callable[[Member, tuple[Array, ...]], Array]
     values: Mapping[Expr, Array] = field(default_factory=dict)
+    floors: tuple[tuple[Expr, int, Array], ...] = ()
 
     def bind(self, values: Mapping[Expr, Array]) -> Env:
         """Return this environment with further leaves bound."""
         return replace(self, values={**self.values, **values})
-
-    def only(self, values: Mapping[Expr, Array]) -> Env:
-        """Return this environment with these leaves bound and no others."""
-        return replace(self, values=dict(values))
 
     def __call__(self, expr: Expr) -> Array:
         """Evaluate `expr`; integers are int64, real numbers float64, predicates bool."""
@@ -87,6 +85,10 @@ class Env:
                 return np.asarray(self.sizes[name])
             case Stop(role, axis):
                 return np.asarray(self.stop(role, axis))
+            case Apply("floordiv", (x, Const(int() as n))) if (
+                known := self._floor(x, n)
+            ) is not None:
+                return known
             case Apply(op, args):
                 return _OPERATORS[op](*(self._evaluate(a) for a in args))
             case Table(tensor, index):
@@ -94,3 +96,10 @@ class Env:
             case Member(_, keys):
                 return self.member(expr, tuple(np.asarray(self._evaluate(k)) for k in keys))
         raise PatternError(f"{show(expr)} has no value here")
+
+    def _floor(self, x: Expr, n: int) -> Array | None:
+        """Return x // n from a finer floor of x."""
+        for base, divisor, values in self.floors:
+            if base == x and n % divisor == 0:
+                return values // (n // divisor)
+        return None

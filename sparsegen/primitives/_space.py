@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from sparsegen.ir.expr import Const, Expr, KeyVar
+from sparsegen.ir.axes import Entries
+from sparsegen.ir.expr import Apply, Const, Expr, KeyVar, Pos
 from sparsegen.primitives._evaluate import Array, Env
 
 
@@ -30,12 +31,18 @@ class Space:
 def keyed(keys: tuple[Expr, ...], coords: tuple[Array, ...], env: Env) -> Env:
     """Return `env` with keys bound to coordinates, one array axis for each key."""
     values: dict[Expr, Array] = {}
+    floors: list[tuple[Expr, int, Array]] = []
     for n, (key, coord) in enumerate(zip(keys, coords, strict=True)):
         shaped = coord.reshape([-1 if m == n else 1 for m in range(len(keys))])
         values[KeyVar(n)] = shaped
         if not isinstance(key, Const):
             values[key] = shaped
-    return env.bind(values)
+        match key:
+            case Apply("floordiv", (x, Const(int() as divisor))):
+                floors.append((x, divisor, shaped))
+            case Pos(role, Entries(parent, width, stride)) if width == stride:
+                floors.append((Pos(role, parent), stride, shaped))
+    return replace(env.bind(values), floors=tuple(floors))
 
 
 def softmax(x: Array) -> Array:
