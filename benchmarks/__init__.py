@@ -1,0 +1,1 @@
+"""Measure sparsegen beside its peers."""
