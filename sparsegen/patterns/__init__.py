@@ -75,6 +75,17 @@ def register_path(folder: str | Path) -> None:
     _PLUGINS.register_path(folder)
 
 
+def unregister_path(folder: str | Path) -> None:
+    """Stop looking in a folder that `register_path` added."""
+    _PLUGINS.unregister_path(folder)
+
+
+def path(name: str) -> Path:
+    """Return the file of a pattern."""
+    _PLUGINS.require(name)
+    return _PLUGINS.files()[name]
+
+
 def random_inputs(
     program: Program, sizes: Mapping[str, int], seed: int = 0
 ) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]]:

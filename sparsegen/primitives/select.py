@@ -22,9 +22,9 @@ from sparsegen.primitives.score import Score
 class Select(Node):
     """The best keys of the last coordinate, for each value of the coordinates before it.
 
-    Order: score descending, then index ascending; NaN counts as -inf; forced keys come first and
-    count inside the budget; keys whose score is -inf are never chosen unless forced. Indices are
-    int32, ascending, padded with -1 on the right.
+    Order: score descending, then index ascending; NaN counts as -inf; forced keys come before all
+    others, by index whatever their scores, and count inside the budget; keys whose score is -inf
+    are never chosen unless forced. Indices are int32, ascending, padded with -1 on the right.
 
     topk        how many (an expression of the keys before the last, and of stops, is allowed)
     top_p       the shortest prefix of that order whose mass reaches top_p of the row's total mass;
@@ -155,7 +155,7 @@ def _choose(node: Select, space: Space, env: Env) -> Array:
     if node.force is not None:
         forced = np.broadcast_to(env(node.force), score.shape)
     # Stable sorts: score descending, then index ascending; then forced keys before the others.
-    ranked = np.argsort(-score, axis=-1, kind="stable")
+    ranked = np.argsort(np.where(forced, -np.inf, -score), axis=-1, kind="stable")
     first = np.argsort(~np.take_along_axis(forced, ranked, -1), axis=-1, kind="stable")
     ranked = np.take_along_axis(ranked, first, -1)
     score, forced = (np.take_along_axis(x, ranked, -1) for x in (score, forced))
