@@ -62,6 +62,8 @@ __all__ = [
     "compile_module",
     "const",
     "dtype_of",
+    "equal",
+    "gather",
     "lanes_of",
     "load",
     "maximum",
@@ -137,6 +139,16 @@ def shuffle(a: Value, b: Value, picks: list[int]) -> Value:
 def load(buffer: Memory, *index: Value, lanes: int = 1) -> Value:
     """Read `lanes` consecutive elements, starting at `index`."""
     return tirx.BufferLoad(buffer, [*index[:-1], ramp(index[-1], lanes)])
+
+
+def gather(buffer: Memory, index: Value) -> Value:
+    """Read one element per lane of `index` from a flat buffer."""
+    return tirx.BufferLoad(buffer, [index])
+
+
+def equal(a: Value, b: Value) -> Value:
+    """Compare per lane (`==` of two expressions is for Python conditions)."""
+    return tirx.EQ(a, b)
 
 
 def store(buffer: Memory, value: Value, *index: Value) -> None:

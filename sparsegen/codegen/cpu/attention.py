@@ -78,7 +78,9 @@ class State:
         return state
 
 
-def scores(state: State, queries: Memory, segments: Sequence[Segment], sub: Value, count: Value) -> None:
+def scores(
+    state: State, queries: Memory, segments: Sequence[Segment], sub: Value, count: Value
+) -> None:
     """Write q . k of one sub-tile and `count` keys to the weights.
 
     The slots up to the next multiple of the register tile are read too, and must hold valid keys.

@@ -11,18 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsegen.codegen.cpu.vec import accumulators, load_f32, store_f32, transpose
+from sparsegen.codegen.cpu.vec import load_f32, store_f32, transpose
 from sparsegen.codegen.exprs import Env, emit
 from sparsegen.codegen.tvm import (
     Memory,
     T,
     Value,
     cast,
-    const,
     load,
     minimum,
-    reinterpret,
-    select,
     store,
 )
 from sparsegen.ir.expr import Expr
@@ -124,9 +121,7 @@ def load_queries(lanes: Lanes, columns: list[Column]) -> Memory:
             at = (sub * dim + done) * tile.lanes + v * width
             with T.serial(column.size // width) as c:
                 rows = [
-                    T.bind(
-                        load_f32(column.memory, column.dtype, base + c * width, lanes=width)
-                    )
+                    T.bind(load_f32(column.memory, column.dtype, base + c * width, lanes=width))
                     for base in bases
                 ]
                 for d, vector in enumerate(transpose(rows)):
