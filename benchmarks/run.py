@@ -2,8 +2,8 @@
 
     python -m benchmarks.run [--only TEXT] [--rounds 7] [--threads 2] [--out FILE]
 
-Every variant is checked against the others before it is timed; rounds are interleaved, so drift hits
-all alike; medians are reported. Peak memory is the growth of the resident set over the inputs, read
+Variants are checked against each other before they are timed; rounds are interleaved, so drift
+hits all alike; medians are reported. Peak memory is the growth of the resident set over the inputs, read
 in a process of its own per variant. A wrong result is never timed.
 """
 
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 @sg.pattern
-def window(q: "T Hq D", k: "S Hk D", v: "S Hk D", *, W=512):  # type: ignore  # noqa: F821, F722
+def window(q: "T Hq D", k: "S Hk D", v: "S Hk D", *, W=512):  # type: ignore  # noqa: F722
     """Attend to the last W keys."""
     i, j = sg.index(q, k)
     return sg.attend(q, k, v, where=(j <= i) & (i - j < W))

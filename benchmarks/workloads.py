@@ -75,7 +75,7 @@ def nsa(name: str, T: int, heads: int = 64, kv_heads: int = 4, D: int = 128) -> 
     return Workload(
         name=name,
         pattern="nsa",
-        sizes={"T": T, "S": T, "Hq": heads, "Hk": kv_heads, "D": D},
+        sizes={"T": T, "S": T, "Hq": heads, "Hk": kv_heads, "D": D, "E": D},
         hyper=hyper,
         shapes={
             "q": (T, heads, D),

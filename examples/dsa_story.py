@@ -27,11 +27,11 @@ from benchmarks import peers
 
 @sg.pattern
 def dsa(
-    q: sg.Tensor["T Hq c"],  # noqa: F722
-    kv: sg.Tensor["S 1 c"],  # noqa: F722
-    q_idx: sg.Tensor["T Hi e"],  # noqa: F722
-    k_idx: sg.Tensor["S 1 e"],  # noqa: F722
-    w: sg.Tensor["T Hi"],  # noqa: F722
+    q: sg.Tensor["T Hq c"],
+    kv: sg.Tensor["S 1 c"],
+    q_idx: sg.Tensor["T Hi e"],
+    k_idx: sg.Tensor["S 1 e"],
+    w: sg.Tensor["T Hi"],
     *,
     topk: int = 2048,
     d_v: int = 512,

@@ -150,7 +150,8 @@ def _declared(fn: Callable[..., Any], name: str, annotation: Any, site: Site) ->
             at=site,
             hint=f'annotate it: {name}: sg.Tensor["S Hk D"]; hyperparameters go after a *',
         )
-    if isinstance(annotation, str) and "[" in annotation:  # from __future__ import annotations
+    if isinstance(annotation, str) and set(annotation) & set("['\""):
+        # Written under `from __future__ import annotations`: the source text of the annotation.
         scope = {**fn.__globals__, **inspect.getclosurevars(fn).nonlocals}
         annotation = eval(annotation, scope)
     if isinstance(annotation, Declaration):

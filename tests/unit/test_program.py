@@ -58,7 +58,7 @@ def test_hash_follows_the_mathematics() -> None:
 
 def test_equal_text_at_other_places_is_the_same_program() -> None:
     def make() -> sg.Pattern:
-        def window(q: "T H D", k: "S H D", v: "S H D", *, W=4):  # type: ignore  # noqa
+        def window(q: "T H D", k: "S H D", v: "S H D", *, W=4):  # type: ignore
             i, j = sg.index(q, k)
             return sg.attend(q, k, v, where=(j <= i) & (i - j < W))
 
@@ -71,7 +71,7 @@ def test_equal_text_at_other_places_is_the_same_program() -> None:
 
 def test_number_kinds_are_kept_apart() -> None:
     def one(scale: object) -> Program:
-        def p(q: "T H D", k: "S H D", v: "S H D", *, c=1):  # type: ignore  # noqa
+        def p(q: "T H D", k: "S H D", v: "S H D", *, c=1):  # type: ignore
             i, j = sg.index(q, k)
             return sg.attend(q, k, v, where=j <= i, mod=lambda s: s * c + (i - j))
 
