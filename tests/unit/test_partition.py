@@ -8,7 +8,7 @@ import pytest
 
 import sparsegen as sg
 from sparsegen import patterns
-from sparsegen.errors import BindingError, UnsupportedError
+from sparsegen.errors import BindingError
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.plan import Plan
@@ -73,14 +73,3 @@ def test_one_axis_for_both_cannot_be_paged() -> None:
 
     with pytest.raises(BindingError, match="cannot be paged"):
         plan_of(own, {"H": 2, "D": 8}, layout="paged", page_size=16)
-
-
-def test_a_selection_by_two_query_keys_is_refused() -> None:
-    @sg.pattern
-    def odd(q: "T H D", k: "S H D", v: "S H D"):  # type: ignore
-        i, j = sg.index(q, k)
-        s = sg.reduce(sg.score(q, k, where=j <= i), "sum", by=(i, i // 4, j))
-        return sg.attend(q, k, v, where=sg.select(s, topk=3)[i, i // 4, j])
-
-    with pytest.raises(UnsupportedError, match="a selection keyed by i, "):
-        plan_of(odd, {"H": 2, "D": 8})
