@@ -75,6 +75,7 @@ __all__ = [
     "shuffle",
     "store",
     "target_of",
+    "tvm",
 ]  # fmt: skip
 
 
