@@ -57,7 +57,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
 def test_starts_quickly_without_heavy_packages(work: str) -> None:
     script = (
         f"import sys\n{work}\nimport time\n"
-        "heavy = {m.partition('.')[0] for m in sys.modules} & {'torch', 'tvm', 'tvm_ffi', 'sympy'}\n"
+        "heavy = {'torch', 'tvm', 'tvm_ffi', 'sympy'} & set(sys.modules)\n"
         "print(f'\\n{time.process_time()} {sorted(heavy)}')\n"
     )
     seconds, heavy = [], ""
@@ -128,7 +128,7 @@ def test_arch_is_data(name: str) -> None:
 
 
 def test_every_family_runs_on_a_plain_cpu() -> None:
-    anywhere = {m.FAMILY for m in SCHEDULES.values() if m.REQUIRES <= {"cpu"}}
+    anywhere = {m.FAMILY for m in SCHEDULES.values() if {"cpu"} >= m.REQUIRES}
     assert anywhere == FAMILIES
 
 
