@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
 
 from sparsegen.tuning.job import Job
-from sparsegen.tuning.process import Process, WorkerDied
+from sparsegen.tuning.process import WorkerDied, Workers
 from sparsegen.tuning.space import Candidate, Rejected
 
 BUILD_SECONDS = 120.0
@@ -32,50 +29,20 @@ class Isolated:
     candidate is rejected and put into quarantine with a file that repeats the failure.
 
     Args:
-        quarantine: folder for candidates that crashed, hung or were wrong.
-        builders: how many candidates are built at a time.
+        quarantine: folder for candidates that could not be built, crashed, hung or were wrong.
         cold: empty the caches before each timed call where the data would fit in them.
     """
 
-    def __init__(
-        self, job: Job, quarantine: Path, *, builders: int | None = None, cold: bool = True
-    ) -> None:
-        self.job = job
-        self._quarantine = quarantine
-        self._cold = cold
-        self._folder = Path(tempfile.mkdtemp(prefix="sparsegen-tune-"))
-        many = builders or max(1, job.threads)
-        self._builders: SimpleQueue[Process] = SimpleQueue()
-        self._processes = [Process(self._folder / f"builder{n}.log", 1) for n in range(many)]
-        self._free(*self._processes)
-        self._pool = ThreadPoolExecutor(many)
-        self._runner = Process(self._folder / "runner.log", job.threads)
-        self._processes.append(self._runner)
+    def __init__(self, job: Job, workers: Workers, quarantine: Path, *, cold: bool = True) -> None:
+        self.job, self._workers, self._runner = job, workers, workers.runner
+        self._quarantine, self._cold = quarantine, cold
+        self._folder = Path(tempfile.mkdtemp(prefix="job-", dir=workers.folder))
         self._libraries: dict[Candidate, Path] = {}
+        self._passed: set[Candidate] = set()
         self._loaded: set[Candidate] = set()
         self._cases: list[str] = []
         self._sweep = 0
         self._typical: float | None = None
-        for process in self._processes:
-            process.start()  # importing TVM takes seconds; the oracle works meanwhile
-
-    def __enter__(self) -> Isolated:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End all workers and remove what was built."""
-        for process in self._processes:
-            process.kill()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        shutil.rmtree(self._folder)
 
     # --- building -------------------------------------------------------------------------------
 
@@ -84,8 +51,12 @@ class Isolated:
     ) -> Iterator[tuple[Candidate, Rejected | None]]:
         """Build all candidates, several at a time, and check each as soon as it is built."""
         self._make_cases()
+        for candidate in self._passed.intersection(candidates):
+            yield candidate, None
         jobs: dict[Future[Rejected | None], Candidate] = {
-            self._pool.submit(self._build, c, deadline): c for c in candidates
+            self._workers.pool.submit(self._build, c, deadline): c
+            for c in candidates
+            if c not in self._passed
         }
         try:
             left = max(0.0, deadline - time.monotonic())
@@ -109,10 +80,11 @@ class Isolated:
         if seconds <= 0:
             return Rejected("budget", "no time left")
         library = self._folder / f"{_name(candidate)}.so"
-        builder = self._builders.get()
+        builder = self._workers.builders.get()
         try:
-            if not builder.known:
+            if builder.told is not self:
                 builder.ask(START_SECONDS, op="job", **self.job.to_json())
+                builder.told = self
             answer = builder.ask(
                 seconds, op="build", schedule=candidate.schedule, knobs=dict(candidate.knobs),
                 out=str(library),
@@ -121,15 +93,11 @@ class Isolated:
             late = time.monotonic() >= deadline
             return Rejected("budget" if late else "build", str(death))
         finally:
-            self._free(builder)
+            self._workers.builders.put(builder)
         if "rejected" in answer:
             return Rejected("build", answer["rejected"])
         self._libraries[candidate] = library
         return None
-
-    def _free(self, *builders: Process) -> None:
-        for builder in builders:
-            self._builders.put(builder)
 
     # --- running --------------------------------------------------------------------------------
 
@@ -146,12 +114,13 @@ class Isolated:
 
     def _ask(self, candidate: Candidate, op: str) -> dict[str, object]:
         """Ask the runner about a candidate, telling a new runner what it must know."""
-        if not self._runner.known:
+        if self._runner.told is not self:
             self._loaded.clear()
             threads = self.job.threads
             self._runner.ask(
                 START_SECONDS, op="cases", paths=self._cases, sweep=self._sweep, threads=threads
             )
+            self._runner.told = self
         name = _name(candidate)
         if candidate not in self._loaded:
             library = str(self._libraries[candidate])
@@ -176,6 +145,7 @@ class Isolated:
             return Rejected("check", str(answer["rejected"]))
         if self._typical is None:
             self._typical = time.monotonic() - start
+        self._passed.add(candidate)
         return None
 
     def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, float | Rejected]:

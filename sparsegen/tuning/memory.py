@@ -15,6 +15,7 @@ from sparsegen.tuning.packing import Array, decode
 _ALIGN = 64
 _GUARD = 1024
 """Bytes before and after each buffer that nobody may write."""
+_UNTOUCHED = 0xA5
 _FEW = 4
 """Keys in which a list may differ when scores are inexact: two that change places."""
 
@@ -25,13 +26,14 @@ class Call:
     def __init__(self, case: Case) -> None:
         self.case = case
         self._raw: list[Array] = []
-        self._memory = [self._place(x) for x in (*case.inputs, *case.outputs)]
+        self._originals = (*case.inputs, *case.outputs)
+        self._memory = [self._place(x) for x in self._originals]
         self.arguments = [
             _argument(x, dtype) for x, dtype in zip(self._memory, case.dtypes, strict=True)
         ]
 
     def _place(self, values: Array) -> Array:
-        raw = np.full(values.nbytes + 2 * _GUARD + _ALIGN, 0xA5, np.uint8)
+        raw = np.full(values.nbytes + 2 * _GUARD + _ALIGN, _UNTOUCHED, np.uint8)
         start = _GUARD + -(raw.ctypes.data + _GUARD) % _ALIGN
         self._raw.append(raw)
         memory = raw[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
@@ -40,22 +42,34 @@ class Call:
 
     def check(self, kernel: Callable[..., object]) -> str | None:
         """Run the kernel once and say what is wrong with what it did, if anything."""
-        inputs = len(self.case.inputs)
-        for memory, poison in zip(self._memory[inputs:], self.case.outputs, strict=True):
+        for memory, poison in zip(self._memory, self._originals, strict=True):
             memory[...] = poison
         kernel(*self.arguments)
-        for n, memory in enumerate(self._memory):
-            start = memory.ctypes.data - self._raw[n].ctypes.data
-            raw = self._raw[n]
-            if (raw[:start] != 0xA5).any() or (raw[start + memory.nbytes :] != 0xA5).any():
-                return f"argument {n} is written out of bounds, in the call of {self.case.name}"
-            if n < inputs and memory.tobytes() != self.case.inputs[n].tobytes():
-                return f"argument {n} is read only but was written, in the call of {self.case.name}"
+        found = self._stray() or self._wrong()
+        return None if found is None else f"{found}, in the call of {self.case.name}"
+
+    def _stray(self) -> str | None:
+        """Say where the kernel wrote what is not its own; undo what is outside of buffers."""
+        found = None
+        for n, (memory, raw) in enumerate(zip(self._memory, self._raw, strict=True)):
+            start = memory.ctypes.data - raw.ctypes.data
+            for guard in (raw[:start], raw[start + memory.nbytes :]):
+                if (guard != _UNTOUCHED).any():
+                    guard[...] = _UNTOUCHED
+                    found = f"argument {n} is written out of bounds"
+        for n, original in enumerate(self.case.inputs):
+            if not np.array_equal(_bits(self._memory[n]), _bits(original)):
+                found = found or f"argument {n} is read only but was written"
+        return found
+
+    def _wrong(self) -> str | None:
+        inputs = len(self.case.inputs)
         for expected in self.case.expected:
             memory = self._memory[inputs + expected.output]
             dtype = self.case.dtypes[inputs + expected.output]
-            if wrong := compare(decode(memory[expected.rows], dtype), expected):
-                return f"output {expected.output} {wrong}, in the call of {self.case.name}"
+            flat = memory.reshape(-1, *expected.values.shape[1:])
+            if wrong := compare(decode(flat[expected.rows], dtype), expected):
+                return f"output {expected.output} {wrong}"
         return None
 
 
@@ -118,6 +132,11 @@ def _argument(memory: Array, dtype: str) -> Any:
     tensor = runtime.from_dlpack(memory)
     # numpy has no bfloat16: the memory is uint16 and its view says what the bits mean.
     return tensor._create_view(memory.shape, dtype) if dtype == "bfloat16" else tensor
+
+
+def _bits(x: Array) -> Array:
+    """Return the bytes of an array, in which NaN equals itself."""
+    return x.reshape(-1).view(np.uint8)
 
 
 def load(library: Path, function: str) -> Callable[..., object]:

@@ -5,14 +5,26 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
 from typing import IO, Any
 
-_TAIL = 2000
+# TVM imports torch where it finds it, which takes longer than all the rest; kernels need none.
+_BOOT = """
+import sys
+sys.modules["torch"] = None
+from sparsegen.tuning.worker import serve
+sys.exit(serve())
+"""
+_LAST_WORDS = 5
 
 
 class WorkerDied(Exception):  # noqa: N818
@@ -32,8 +44,8 @@ class Process:
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._buffer = b""
-        self.known = False
-        """Whether this worker has answered: a new one knows nothing of what its forerunner did."""
+        self.told: object = None
+        """Whoever told this worker what it works on; a new worker has been told nothing."""
 
     @property
     def alive(self) -> bool:
@@ -49,7 +61,7 @@ class Process:
         self._stderr = self._log.open("wb")
         self._buffer = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sparsegen.tuning.worker"],
+            [sys.executable, "-c", _BOOT],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -71,7 +83,6 @@ class Process:
         except BrokenPipeError:
             raise WorkerDied(self._obituary()) from None
         answer: dict[str, Any] = json.loads(self._line(time.monotonic() + seconds, seconds))
-        self.known = True
         return answer
 
     def _line(self, deadline: float, seconds: float) -> bytes:
@@ -95,13 +106,14 @@ class Process:
         assert self._process is not None
         code = self._process.wait()
         how = f"died of {signal.Signals(-code).name}" if code < 0 else f"left with code {code}"
-        said = self._log.read_bytes()[-_TAIL:].decode(errors="replace").strip()
+        lines = self._log.read_text(errors="replace").splitlines()
+        said = [x for x in lines if x.strip() and not x.startswith(("  File ", "!!!!"))]
         self.kill()
-        return f"{how}: {said}" if said else how
+        return "\n".join([how, *said[-_LAST_WORDS:]])
 
     def kill(self) -> None:
         """End the worker at once, whatever it does."""
-        self.known = False
+        self.told = None
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -115,3 +127,37 @@ class Process:
         if self._stderr is not None:
             self._stderr.close()
             self._stderr = None
+
+
+class Workers:
+    """The processes of a search: some build, one runs and nothing else runs beside it.
+
+    Args:
+        threads: of the kernels that are measured; as many candidates are built at a time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="sparsegen-tune-"))
+        self.runner = Process(self.folder / "runner.log", threads)
+        self.all = [Process(self.folder / f"builder{n}.log", 1) for n in range(threads)]
+        self.builders: SimpleQueue[Process] = SimpleQueue()
+        for builder in self.all:
+            self.builders.put(builder)
+        self.pool = ThreadPoolExecutor(threads)
+        self.all.append(self.runner)
+        for process in self.all:
+            process.start()  # importing TVM takes a second; there is other work meanwhile
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        for process in self.all:
+            process.kill()
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        shutil.rmtree(self.folder)

@@ -69,6 +69,8 @@ class Worker:
 
     def do_cases(self, paths: list[str], sweep: int, threads: int) -> None:
         """Lay out the calls; the last is the timed one. `sweep` bytes are read before each."""
+        self._kernels.clear()
+        self._calls_per_sample.clear()
         self._calls = [memory.Call(cases.Case.load(Path(p))) for p in paths]
         self._sweep = [np.zeros(sweep // threads // 8) for _ in range(threads if sweep else 0)]
 
