@@ -38,7 +38,7 @@ from sparsegen.ir.axes import Axis
 from sparsegen.ir.expr import TRUE, BlockOf, Const, Expr, Member, apply
 
 # Cutting later ranges by earlier ones splits them; beyond this many pieces one range covers all.
-PIECES = 6
+PIECES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,10 @@ def clauses(where: Expr, *, query: Axis, key: Axis) -> tuple[Clause, ...]:
 
 def _ranges(static: list[Conjunction], residual: Expr, space: Space) -> list[Clause]:
     """Return clauses with disjoint hulls that cover every pair of the static alternatives."""
+    bounded = [_bounds(conj, space) for conj in static]
+    hulls = [(hull, full) for hull, full in bounded if hull is not None]
     ranges: list[Clause] = []
-    for conj in static:
-        hull, full = _bounds(conj, space)
-        if hull is None:
-            continue
+    for hull, full in hulls:
         pieces = [Interval(lo=(), hi=())]
         for earlier in ranges:
             pieces = [p for piece in pieces for p in _without(piece, earlier.hull, hull)]
@@ -123,12 +122,17 @@ def _ranges(static: list[Conjunction], residual: Expr, space: Space) -> list[Cla
             if sure is not None and empty(sure):
                 sure = None
             ranges.append(Clause(hull=cut, full=sure, keys=None, residual=residual))
-    if len(ranges) > PIECES:
-        lo = fold("min", tuple(fold("max", c.hull.lo) for c in ranges))
-        hi = fold("max", tuple(fold("min", c.hull.hi) for c in ranges))
-        joint = Interval(lo=(lo,), hi=(hi,))
-        return [Clause(hull=joint, full=ranges[0].full, keys=None, residual=residual)]
+        if len(ranges) > PIECES:
+            return [_joint(hulls, residual)]
     return ranges
+
+
+def _joint(hulls: list[tuple[Interval, Interval | None]], residual: Expr) -> Clause:
+    """Return one range from the least to the greatest key of several."""
+    lo = fold("min", tuple(fold("max", hull.lo) for hull, _ in hulls))
+    hi = fold("max", tuple(fold("min", hull.hi) for hull, _ in hulls))
+    full = next((full for _, full in hulls if full is not None), None)
+    return Clause(hull=Interval(lo=(lo,), hi=(hi,)), full=full, keys=None, residual=residual)
 
 
 def _without(piece: Interval, taken: Interval, hull: Interval) -> list[Interval]:
@@ -245,8 +249,8 @@ def _keylist(member: Member, space: Space) -> KeyList | None:
     if total is None:
         return None
     match total.terms:
-        case ((Floor(Affine(((space.j, 1),), shift), int() as granule), 1),) if not total.const:
-            return KeyList(member=member, granule=granule, shift=shift)
+        case ((Floor(Affine(((space.j, 1),), shift), int() as granule), 1),):
+            return KeyList(member=member, granule=granule, shift=shift + total.const * granule)
         case ((space.j, 1),):
             return KeyList(member=member, granule=1, shift=total.const)
         case ((space.j, -1), (space.i, 1)) if not total.const:

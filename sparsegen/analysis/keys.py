@@ -71,10 +71,11 @@ def classify(expr: Expr, site: Site | None, what: str = "reduce()") -> Key:
     merged = canonical(expr)
     assert merged is not None
     match merged.terms:
-        case ((Floor(Affine(((Pos() | Head() as pos, 1),), shift), granule), 1),) if (
-            not merged.const
-        ):
-            return _key(expr, pos, granule, shift, site, what)
+        case ((Floor(Affine(((Pos() | Head() as pos, 1),), shift), granule), 1),):
+            if isinstance(granule, int):
+                return _key(expr, pos, granule, shift + merged.const * granule, site, what)
+            if not merged.const:
+                return _key(expr, pos, granule, shift, site, what)
         case ((Pos() | Head() as pos, 1),):
             return _key(expr, pos, 1, merged.const, site, what)
         case ((Pos(role="key") as y, -1), (Pos(role="query"), 1)) if not merged.const:
