@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def blocks(document: Path) -> Iterator[Block]:
     """Yield the Python blocks of a document."""
     text = document.read_text()
     fences = list(_FENCE.finditer(text))
-    for fence, after in zip(fences, [*fences[1:], None], strict=True):
+    for fence, after in zip_longest(fences, fences[1:]):
         words = tuple(fence[1].split())
         if words[:1] != ("python",):
             continue
