@@ -87,7 +87,7 @@ def test_not_affine(op: str) -> None:
 
 @sg.pattern
 def nsa(
-    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"], phi: sg.Tensor[32],
+    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"], phi: sg.Tensor["slots"],
 ):  # fmt: skip
     i, j = sg.index(q, k)
     h = sg.head(q)
