@@ -91,9 +91,10 @@ def clauses(where: Expr, *, query: Axis, key: Axis) -> tuple[Clause, ...]:
         return (Clause(hull=whole(key), full=None, keys=None, residual=where),)
     drivers = [_driver(c, space) for c in found]
     listed = [(c, d) for c, d in zip(found, drivers, strict=True) if d is not None]
-    static = [c for c, d in zip(found, drivers, strict=True) if d is None]
-    residual = where if not listed else disjunction(static)
-    ranges = _ranges(static, residual, space)
+    bounded = [(c, *_bounds(c, space)) for c, d in zip(found, drivers, strict=True) if d is None]
+    static = [c for c, hull, _ in bounded if hull is not None]
+    residual = where if len(static) == len(found) else disjunction(static)
+    ranges = _ranges([(h, f) for _, h, f in bounded if h is not None], residual)
     lists: list[Clause] = []
     before: list[Conjunction] = []
     for conj, (literal, keys) in listed:
@@ -107,23 +108,18 @@ def clauses(where: Expr, *, query: Axis, key: Axis) -> tuple[Clause, ...]:
 # --- ranges -------------------------------------------------------------------------------------
 
 
-def _ranges(static: list[Conjunction], residual: Expr, space: Space) -> list[Clause]:
-    """Return clauses with disjoint hulls that cover every pair of the static alternatives."""
-    bounded = [_bounds(conj, space) for conj in static]
-    hulls = [(hull, full) for hull, full in bounded if hull is not None]
+def _ranges(bounded: list[tuple[Interval, Interval | None]], residual: Expr) -> list[Clause]:
+    """Return clauses with disjoint hulls that cover every (hull, full) pair."""
     ranges: list[Clause] = []
-    for hull, full in hulls:
+    for hull, full in bounded:
         pieces = [Interval(lo=(), hi=())]
         for earlier in ranges:
             pieces = [p for piece in pieces for p in _without(piece, earlier.hull, hull)]
         for piece in pieces:
-            cut = tidy(hull & piece)
-            sure = None if full is None else tidy(full & cut)
-            if sure is not None and empty(sure):
-                sure = None
-            ranges.append(Clause(hull=cut, full=sure, keys=None, residual=residual))
+            sure = None if full is None or empty(full & piece) else tidy(full & piece)
+            ranges.append(Clause(hull=tidy(hull & piece), full=sure, keys=None, residual=residual))
         if len(ranges) > PIECES:
-            return [_joint(hulls, residual)]
+            return [_joint(bounded, residual)]
     return ranges
 
 

@@ -130,8 +130,10 @@ class _Solver:
 
     def _gate(self, value: Affine) -> bool:
         """Admit every key of tiles with value <= 0, none of the others."""
-        if value.is_const:
-            return value.const <= 0
+        if nonnegative(-value):
+            return True
+        if nonnegative(value - 1):
+            return False
         holds = Apply("le", (to_expr(value), Const(0)))
         self.hi.append(Apply("where", (holds, Stop("key", self.space.key), Const(0))))
         return True

@@ -6,11 +6,15 @@ pinned here and whatever code generators need is re-exported from here.
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sparsegen.arch import Arch
+from sparsegen.codegen.support import link_options
 from sparsegen.errors import CompileError
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
@@ -39,6 +43,9 @@ from tvm.script.ir_builder import tirx as T  # noqa: E402
 
 IRModule = tvm.IRModule
 Target = tvm.target.Target
+Schedule = tvm.s_tir.Schedule
+
+_CPU = 1  # DLPack's device type
 
 # TVM is untyped: these name what a value stands for, for the reader.
 Value = Any
@@ -52,6 +59,7 @@ __all__ = [
     "IRBuilder",
     "IRModule",
     "Memory",
+    "Schedule",
     "T",
     "Target",
     "Value",
@@ -65,6 +73,7 @@ __all__ = [
     "equal",
     "gather",
     "lanes_of",
+    "llvm_version",
     "load",
     "maximum",
     "merge",
@@ -157,6 +166,21 @@ def store(buffer: Memory, value: Value, *index: Value) -> None:
     T.buffer_store(buffer, value, [*index[:-1], ramp(index[-1], lanes_of(value))])
 
 
+@contextmanager
+def workspace(size: Value, dtype: str) -> Iterator[Memory]:
+    """Take `size` (int64) elements of the heap for the body of a `with`.
+
+    An `alloc_buffer` whose extent is only known at run time is moved ahead of what its extent is
+    computed from.
+    """
+    bits = {"float32": 32, "int32": 32, "int64": 64}[dtype]
+    code = 2 if dtype == "float32" else 0
+    nbytes = tirx.Cast("uint64", size * (bits // 8))
+    data = T.bind(T.TVMBackendAllocWorkspace(_CPU, 0, nbytes, code, bits))
+    yield T.decl_buffer((size,), dtype, data=data)
+    T.evaluate(T.TVMBackendFreeWorkspace(_CPU, 0, data))
+
+
 def merge(modules: list[Any]) -> Any:
     """Return one module that holds the functions of all `modules`."""
     functions: dict[Any, Any] = {}
@@ -196,18 +220,28 @@ def compile_module(module: Any, arch: Arch) -> Any:
 def build(module: Any, arch: Arch, path: Path) -> Path:
     """Compile an IRModule for `arch` into the shared library `path` and return `path`.
 
+    The library of a CPU runs its parallel loops itself, on the OpenMP threads of the process, and
+    needs libtvm_ffi only.
+
     Raises:
         CompileError: TVM, LLVM or the linker failed.
     """
     executable = compile_module(module, arch)
     try:
-        executable.export_library(str(path))
+        with tempfile.TemporaryDirectory(prefix="sparsegen-") as folder:
+            options = link_options(Path(folder)) if arch.kind == "cpu" else []
+            executable.export_library(str(path), options=options)
     except Exception as error:
         raise CompileError(
             f"linking {path.name} failed: {error}",
             hint="a C++ compiler (g++ or clang++) must be on PATH, and the folder writable",
         ) from error
     return path
+
+
+def llvm_version() -> str:
+    """Return the version of the LLVM inside TVM."""
+    return str(tvm.target.codegen.llvm_version_major())
 
 
 def assembly(module: Any, arch: Arch) -> str:

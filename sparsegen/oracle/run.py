@@ -29,8 +29,8 @@ from sparsegen.primitives.score import reference as score
 from sparsegen.primitives.select import Select, Selection
 from sparsegen.primitives.select import reference as select
 
-# Scores held at a time: 64 MiB, and a few arrays of that size.
-_CHUNK = 1 << 23
+# Scores held at a time: 32 MiB, and a few arrays of that size.
+_CHUNK = 1 << 22
 
 
 class Run:

@@ -9,10 +9,10 @@ from typing import ClassVar
 import numpy as np
 
 from sparsegen.errors import PatternError, Site
-from sparsegen.ir.expr import TRUE, Expr, Symbol
+from sparsegen.ir.expr import TRUE, Expr
 from sparsegen.ir.node import Node
 from sparsegen.primitives._evaluate import Array, Env
-from sparsegen.primitives.score import check_heads, scaled_products
+from sparsegen.primitives.score import check_heads, visible_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,19 +91,18 @@ def reference(
     The env of a source binds head, query and key positions to arrays that broadcast to
     [heads t keys]. Returns o [t heads dim_v] and lse [t heads], natural log without the sink.
     """
-    scores = []
-    for source, (k, _, env) in zip(node.sources, sources, strict=True):
-        s = scaled_products(q, k, scale)
-        if node.mod is not None:
-            s = env.bind({Symbol("s"): s})(node.mod)
-        scores.append(np.where(env(source.where), s, -np.inf))
+    scores, values = [], []
+    for source, (k, v, env) in zip(node.sources, sources, strict=True):
+        s, visible, seen, _ = visible_scores(source.where, source.k, node.mod, q, k, scale, env)
+        scores.append(np.where(visible, s, -np.inf))
+        values.append(v[seen])
     with np.errstate(all="ignore"):
         top = np.max([s.max(axis=-1, initial=-np.inf) for s in scores], axis=0)
         shift = np.where(np.isneginf(top), 0.0, top)
         weights = [np.exp(s - shift[:, :, None]) for s in scores]
         total = sum(w.sum(axis=-1) for w in weights)
         lse = np.where(total == 0.0, -np.inf, shift + np.log(total))
-        o = sum(_mix(w, v) for w, (_, v, _) in zip(weights, sources, strict=True))
+        o = sum(_mix(w, v) for w, v in zip(weights, values, strict=True))
         o = o / np.where(total == 0.0, 1.0, total)[:, :, None]
         if sink is not None:
             kept = 1.0 / (1.0 + np.exp(sink[:, None] - lse))
@@ -116,8 +115,10 @@ def _mix(weights: Array, v: Array) -> Array:
     heads, t, keys = weights.shape
     kv_heads, dim = v.shape[1:]
     odd = np.flatnonzero(~np.isfinite(v).all(axis=(1, 2)))
-    calm = v.copy()
-    calm[odd] = 0.0
+    calm = v
+    if len(odd):
+        calm = v.copy()
+        calm[odd] = 0.0
     grouped = weights.reshape(kv_heads, heads // kv_heads * t, keys)
     o: Array = (grouped @ calm.transpose(1, 0, 2)).reshape(heads, t, dim)
     for j in odd:

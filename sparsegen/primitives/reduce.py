@@ -97,7 +97,7 @@ class Partial:
 
     def add(self, node: Reduce, space: Space, coords: tuple[Array, ...], env: Env) -> Partial:
         """Return this reduction with the elements of `space` taken in."""
-        if space.values.size == 0:
+        if np.isneginf(space.values).all():
             return self
         space, weights, blocks = _split_blocks(node, space, env)
         visible = ~np.isneginf(space.values)
@@ -176,7 +176,7 @@ def _scatter(
     moving = [[a for a in range(x.ndim) if i.shape[a] > 1] for i in index]
     owned = [axes[0] for axes in moving if axes]
     if any(len(axes) > 1 for axes in moving) or len(set(owned)) < len(owned):
-        inside = np.ones(x.shape, dtype=bool)
+        inside = x != identity
         place = np.zeros(x.shape, dtype=np.int64)
         for i, size in zip(index, shape, strict=True):
             inside &= (i >= 0) & (i < size)

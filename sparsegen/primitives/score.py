@@ -112,23 +112,41 @@ def reference(
     `env` binds head, query and key positions to arrays that broadcast to [heads t keys], the
     shape of the result.
     """
-    s = scaled_products(q, k, scale)
+    s, visible, seen, env = visible_scores(node.where, node.k, node.mod, q, k, scale, env)
     with np.errstate(all="ignore"):
-        if node.mod is not None:
-            s = env.bind({Symbol("s"): s})(node.mod)
         if node.act is not None:
             s = env.bind({Symbol("s"): s})(node.act)
         if weights is not None:
             s = weights.T[:, :, None] * s
-    s = np.where(env(node.where), s, -np.inf)
-    return softmax(s) if node.norm == "softmax" else s
+    s = np.where(visible, s, -np.inf)
+    out = np.full((q.shape[1], len(q), len(k)), -np.inf)
+    out[:, :, seen] = softmax(s) if node.norm == "softmax" else s
+    return out
+
+
+def visible_scores(
+    where: Expr, keys: Node, mod: Expr | None, q: Array, k: Array, scale: float, env: Env
+) -> tuple[Array, Array, Array, Env]:
+    """Score the keys that some query sees, so that the cost follows the predicate.
+
+    Returns mod(scale * q . k) as [heads t seen], what is visible of it, the seen keys, and `env`
+    with the key position bound to them.
+    """
+    position = Pos("key", keys.axes[0])
+    visible = np.broadcast_to(env(where), (q.shape[1], len(q), len(k)))
+    seen = np.flatnonzero(visible.any(axis=(0, 1)))
+    env = env.bind({position: env.values[position][..., seen]})
+    s = scaled_products(q, k[seen], scale)
+    if mod is not None:
+        s = env.bind({Symbol("s"): s})(mod)
+    return s, visible[..., seen], seen, env
 
 
 def scaled_products(q: Array, k: Array, scale: float) -> Array:
     """Return scale * q . k as [heads t keys]; each key head serves a group of query heads."""
     t, heads, dim = q.shape
     keys, kv_heads, _ = k.shape
-    grouped = q.transpose(1, 0, 2).reshape(kv_heads, heads // kv_heads * t, dim)
+    grouped = q.transpose(1, 0, 2).reshape(kv_heads, heads // kv_heads * t, dim) * scale
     with np.errstate(all="ignore"):
-        s: Array = scale * (grouped @ k.transpose(1, 2, 0))
+        s: Array = grouped @ k.transpose(1, 2, 0)
     return s.reshape(heads, t, keys)

@@ -17,15 +17,13 @@ from sparsegen.ir.program import Program
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.plan import Plan
-from sparsegen.lowering.tasks import Task
-from sparsegen.plugins import discover
+from sparsegen.runtime import catalog
 from sparsegen.tuning import cases
 from sparsegen.tuning.cases import Case
 from sparsegen.tuning.records import Sizes
 from sparsegen.tuning.space import Value
 from sparsegen.tuning.subject import Subject
 
-SCHEDULES = discover("sparsegen.schedules", "schedule")
 SEEDS = (0, 1)
 
 
@@ -77,11 +75,10 @@ class Job:
     def build(self, schedule: str, knobs: Mapping[str, Value], out: Path) -> Path:
         """Build the task with a schedule's knobs into the library `out`."""
         for folder in self.folders:
-            SCHEDULES.register_path(folder)
-        module = SCHEDULES.require(schedule)
-        task: Task = self.subject.task
-        made = module.apply(task, module.Knobs(**knobs), self.machine)
-        return adapter.build(made, self.machine, out)
+            catalog.register_path(folder)
+        task = self.subject.task
+        chosen = catalog.choose(task, self.machine, catalog.Schedule(schedule, **knobs))
+        return adapter.build(chosen.module.apply(task, chosen.knobs, self.machine), self.machine, out)
 
     def cases(self) -> Sequence[Case]:
         """Return the calls to check; the last one has the tuned shape."""

@@ -1,9 +1,9 @@
 """Attend from a tile of rows to a chunk of keys: scores, online softmax, weighted values.
 
-Rows lie in SIMD lanes, so a key element is broadcast from memory as the second factor of an fma and
-nothing is ever reduced across lanes. A register tile holds `keys` x `vectors` scores, later `dims` x
-`vectors` outputs. Keys are read where they are (`Segment`): from the tensors themselves in float32,
-else from a float32 copy of the chunk.
+Rows lie in SIMD lanes, so a key element is broadcast from memory as the second factor of an fma
+and nothing is ever reduced across lanes. A register tile holds `keys` x `vectors` scores, later
+`dims` x `vectors` outputs. Keys are read where they are (`Segment`): from the tensors themselves in
+float32, else from a float32 copy of the chunk.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def values(
     state: State, segments: Sequence[Segment], factors: list[Memory], sub: Value, count: Value
 ) -> None:
     """Add the weighted values of `count` keys to what was summed before times `factors`."""
-    tile, block = state.tile, state.blocking
+    block = state.blocking
     start = 0
     for segment in segments:
         whole = segment.size // block.dims
@@ -175,7 +175,6 @@ def values(
             first = const(whole * block.dims, "int32")
             _values(state, segment, first, start, rest, factors, sub, count)
         start += segment.size
-    del tile
 
 
 def _values(

@@ -5,6 +5,7 @@ Positions and rows may be scalars or vectors of lanes; positions are int32, rows
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.vec import alignment
@@ -63,7 +64,7 @@ def declare(task: Task) -> Arguments:
     """Name the function after the task and declare its arguments in the order of the ABI."""
     T.func_name(task.name)
     batch, ends_q, ends_k = T.int64(), T.int64(), T.int64()
-    metadata = [("cu_q", (ends_q,)), ("cu_k", (ends_k,)), ("q_off", (batch,))]
+    metadata: list[tuple[str, tuple[Value, ...]]] = [("cu_q", (ends_q,)), ("cu_k", (ends_k,)), ("q_off", (batch,))]
     max_pages = None
     if task.paged:
         max_pages = T.int64()
@@ -72,6 +73,8 @@ def declare(task: Task) -> Arguments:
     buffers = (*task.reads, *task.writes)
     tensors = [(T.arg(buffer.name, T.handle()), buffer) for buffer in buffers]
     ints = [T.match_buffer(h, shape, "int32", align=4) for h, shape in handles]
+    # All matches come first: a flat view opens a frame of the builder.
+    matched = [(buffer, *_match(handle, buffer)) for handle, buffer in tensors]
     pages = None
     if task.paged:
         pages = T.decl_buffer((batch * max_pages,), "int32", data=ints[3].data)
@@ -82,12 +85,14 @@ def declare(task: Task) -> Arguments:
         batch=batch,
         pages=pages,
         max_pages=max_pages,
-        tensors={buffer.name: _declare(handle, buffer) for handle, buffer in tensors},
+        tensors={buffer.name: _flat(buffer, *rest) for buffer, *rest in matched},
     )
 
 
-def _declare(handle: Value, buffer: Buffer) -> Argument:
+def _match(handle: Value, buffer: Buffer) -> tuple[Memory, Value, tuple[int | Value, ...]]:
+    """Match an argument; return it, its number of rows and the extents after the rows."""
     shape = tuple(T.int64() if n == -1 else n for n in buffer.shape)
+    leading: tuple[Value, ...]
     if buffer.rows.space == "none":
         leading, rows = (), const(1, "int64")
     elif buffer.rows.paged:
@@ -96,12 +101,15 @@ def _declare(handle: Value, buffer: Buffer) -> Argument:
     else:
         rows = T.int64()
         leading = (rows,)
-    whole = T.match_buffer(handle, (*leading, *shape), buffer.dtype, align=alignment(buffer.dtype))
+    align = alignment(buffer.dtype)
+    return T.match_buffer(handle, (*leading, *shape), buffer.dtype, align=align), rows, shape
+
+
+def _flat(buffer: Buffer, whole: Memory, rows: Value, shape: tuple[int | Value, ...]) -> Argument:
     size = rows
     for extent in shape:
         size = size * extent
-    flat = T.decl_buffer((size,), buffer.dtype, data=whole.data)
-    return Argument(buffer, flat, rows, shape)
+    return Argument(buffer, T.decl_buffer((size,), buffer.dtype, data=whole.data), rows, shape)
 
 
 @dataclass(frozen=True)
@@ -191,20 +199,25 @@ def find_tile(arguments: Arguments, tokens: int, index: Value) -> tuple[Sequence
     Tile t of sequence b has the index cu_q[b] // tokens + b + t, which leaves gaps but needs no
     work ahead of the kernel.
     """
+    number = find_sequence(arguments, lambda b: _first_tile(arguments, tokens, b), index)
+    local = index - _first_tile(arguments, tokens, number)
+    sequence = Sequence.at(arguments, number)
+    return sequence, T.bind(cast(local * tokens, "int32"))
+
+
+def find_sequence(arguments: Arguments, first: Callable[[Value], Value], index: Value) -> Value:
+    """Return the last sequence b (int64) with first(b) <= index; `first` never decreases."""
     low, high = T.alloc_buffer((1,), "int64"), T.alloc_buffer((1,), "int64")
     store(low, const(0, "int64"), 0)
     store(high, arguments.batch, 0)
     with T.While(load(low, 0) + 1 < load(high, 0)):
         middle = T.bind((load(low, 0) + load(high, 0)) // 2)
-        with T.If(_first_tile(arguments, tokens, middle) <= index):
+        with T.If(first(middle) <= index):
             with T.Then():
                 store(low, middle, 0)
             with T.Else():
                 store(high, middle, 0)
-    number = T.bind(load(low, 0))
-    local = index - _first_tile(arguments, tokens, number)
-    sequence = Sequence.at(arguments, number)
-    return sequence, T.bind(cast(local * tokens, "int32"))
+    return T.bind(load(low, 0))
 
 
 def _first_tile(arguments: Arguments, tokens: int, number: Value) -> Value:

@@ -93,7 +93,8 @@ class Items:
     """Lists of items: `item(t, slot)` (int32) of token t at the slots begin <= slot < end.
 
     Item x stands for the keys [x * granule - shift, (x + 1) * granule - shift), or, where `slash`
-    gives the position i of token t, for the key i - x. Items below 0 or beyond the keys are skipped.
+    gives the position i of token t, for the key i - x. Items below 0 or beyond the keys are left
+    out.
     """
 
     item: Callable[[Value, Value], Value]

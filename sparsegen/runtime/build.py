@@ -1,0 +1,158 @@
+"""Build a plan: choose schedules, generate one module, compile it into one shared library."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from sparsegen.arch import Arch
+from sparsegen.errors import CompileError
+from sparsegen.lowering.plan import Plan
+from sparsegen.runtime import cache, catalog
+from sparsegen.runtime.catalog import Choice, Overrides, Schedule
+
+log = logging.getLogger("sparsegen")
+
+# What generates code from a plan. A change of any of these files makes new kernels.
+_SOURCES = ("sparsegen.codegen", "sparsegen.lowering", "sparsegen.analysis", "sparsegen.schedules")
+_TEMPLATE = "support.cc.j2"
+_PACKAGES = ("sparsegen", "apache-tvm", "apache-tvm-ffi")
+
+
+@dataclass(frozen=True)
+class Built:
+    """A library on disk, its key, and the schedule of each task, by name."""
+
+    library: Path
+    key: str
+    schedules: Mapping[str, Schedule]
+    toolchain: Mapping[str, str]
+
+
+def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
+    """Return the library of a plan, from the cache or newly compiled.
+
+    A library that is in the cache is returned without importing TVM.
+
+    Raises:
+        UnsupportedError: no schedule takes one of the tasks.
+        BindingError: an override names no task, schedule or knob.
+        CompileError: TVM, LLVM or the linker failed, or $SPARSEGEN_NO_JIT=1 forbids compiling.
+        CacheError: the cache cannot be used.
+    """
+    key = key_of(plan, arch, overrides)
+
+    def compile_into(path: Path) -> Mapping[str, Any]:
+        _refuse_without_jit(plan, arch)
+        choices = catalog.choose_all(plan.tasks, arch, overrides)
+        named = dict(zip((task.name for task in plan.tasks), choices, strict=True))
+        start = time.perf_counter()
+        log.info("compiling %s for %s: %s", plan.program.name, arch.name, _told(named))
+        llvm = compile_tasks(plan, arch, choices, path)
+        log.info("compiled %s in %.2f s", plan.program.name, time.perf_counter() - start)
+        return {
+            "schedules": {name: _plain(choice.schedule) for name, choice in named.items()},
+            "toolchain": {**toolchain(), "llvm": llvm},
+        }
+
+    library, notes = cache.get_or_build(key, compile_into)
+    schedules = {name: Schedule(stem, **knobs) for name, (stem, knobs) in notes["schedules"].items()}
+    return Built(library, key, schedules, notes["toolchain"])
+
+
+def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> str:
+    """Compile the tasks of a plan into the library `path`; return the version of LLVM.
+
+    Raises:
+        CompileError: TVM, LLVM or the linker failed.
+    """
+    # TVM takes seconds to import, and a cached kernel does not need it.
+    from sparsegen.codegen import tvm
+
+    modules = [
+        choice.module.apply(task, choice.knobs, arch)
+        for task, choice in zip(plan.tasks, choices, strict=True)
+    ]
+    tvm.build(tvm.merge(modules), arch, path)
+    return tvm.llvm_version()
+
+
+def _refuse_without_jit(plan: Plan, arch: Arch) -> None:
+    if os.environ.get("SPARSEGEN_NO_JIT") == "1":
+        raise CompileError(
+            f"{plan.program.name} for {arch.name} is not in the cache {cache.root()}, "
+            "and SPARSEGEN_NO_JIT=1 forbids compiling",
+            hint="compile it once where that is allowed and share SPARSEGEN_CACHE_DIR, "
+            "or ship a bundle: sg.export(kernel, folder) there, sg.load(folder) here",
+        )
+
+
+def _told(choices: Mapping[str, Choice]) -> str:
+    return ", ".join(f"{name} by {choice.schedule!r}" for name, choice in choices.items())
+
+
+def _plain(schedule: Schedule) -> tuple[str, dict[str, Any]]:
+    return schedule.name, dict(schedule.knobs)
+
+
+def key_of(plan: Plan, arch: Arch, overrides: Overrides = None) -> str:
+    """Return the name of a library: a hash of everything it is made from.
+
+    That is the program, the binding and the dtypes of the plan's buffers, the schedules asked for,
+    the target, the versions of the toolchain and the sources that generate code.
+    """
+    parts = {
+        "program": plan.program.to_json(),
+        "binding": plan.binding.to_json(),
+        "buffers": [[b.name, b.dtype] for t in plan.tasks for b in (*t.reads, *t.writes)],
+        "schedules": catalog.to_json(overrides),
+        "arch": [arch.name, arch.kind, sorted(arch.features), dict(arch.target)],
+        "toolchain": toolchain(),
+        "sources": [_sources(), *(_digest(path.read_bytes()) for path in _extra_schedules())],
+    }
+    return _digest(json.dumps(parts, sort_keys=True).encode())
+
+
+def toolchain() -> dict[str, str]:
+    """Return the versions of the packages that make a library."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+@functools.cache
+def _sources() -> str:
+    """Return a hash of the sources that generate code; a process runs the ones it started with."""
+    hashes = hashlib.sha256()
+    for package in _SOURCES:
+        for name, file in sorted(_python_files(files(package), package)):
+            hashes.update(f"{name}\0{_digest(file.read_bytes())}\n".encode())
+    hashes.update(files("sparsegen.templates").joinpath(_TEMPLATE).read_bytes())
+    return hashes.hexdigest()
+
+
+def _python_files(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            yield from _python_files(entry, f"{prefix}.{entry.name}")
+        elif entry.name.endswith(".py"):
+            yield f"{prefix}.{entry.name}", entry
+
+
+def _extra_schedules() -> list[Path]:
+    """Return the files of folders that were registered beside the shipped ones."""
+    shipped = files("sparsegen.schedules")
+    return [path for path in catalog.files().values() if path.parent != Path(str(shipped))]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

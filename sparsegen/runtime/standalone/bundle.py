@@ -1,0 +1,157 @@
+"""Open a bundle: refuse what is damaged, foreign or of another version, before anything is loaded.
+
+Nothing in a bundle is unpickled, and no file outside its folder is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .errors import Errors
+from .spec import Spec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An intact bundle: its manifest, the specification in it, and the library to load here."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+    spec: Spec
+    library: Path
+    arch: str
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def open_bundle(folder: str | Path, errors: Errors) -> Bundle:
+    """Return the bundle in a folder.
+
+    Raises:
+        BundleError (`errors.bundle`): it is no bundle, truncated, altered, of another format
+            version, built for another processor or another tvm-ffi.
+    """
+    root = Path(folder).resolve()
+    manifest = _read_manifest(root, errors)
+    try:
+        _check_files(root, manifest["files"], errors)
+        _check_ffi(root, manifest["requires"]["tvm_ffi"], errors)
+        spec = Spec.from_json(manifest["spec"])
+        library = _library_for_this_machine(root, manifest["libraries"], errors)
+        path = _inside(root, library["file"], errors)
+        if library["file"] not in {entry["path"] for entry in manifest["files"]}:
+            raise _altered(root, f"{library['file']} has no hash", errors)
+        return Bundle(root, manifest, spec, path, library["arch"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise _altered(
+            root, f"its manifest misses or mistypes a field ({error})", errors
+        ) from error
+
+
+def _read_manifest(root: Path, errors: Errors) -> Mapping[str, Any]:
+    path = root / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise errors.bundle(
+            f"{root} is no bundle: {MANIFEST} cannot be read ({error.strerror})",
+            hint="pass the folder that sg.export() wrote",
+        ) from error
+    except ValueError as error:
+        raise _altered(root, f"{MANIFEST} is not JSON ({error})", errors) from error
+    if not isinstance(manifest, dict):
+        raise _altered(root, f"{MANIFEST} is not an object", errors)
+    if manifest.get("format") != FORMAT:
+        raise errors.bundle(
+            f"{root} has bundle format {manifest.get('format')!r}, this loader reads {FORMAT}",
+            hint="export the kernel again, or use the loader inside the bundle",
+        )
+    return manifest
+
+
+def _altered(root: Path, what: str, errors: Errors) -> Exception:
+    return errors.bundle(
+        f"the bundle {root} is damaged: {what}", hint="copy it again, or export the kernel again"
+    )
+
+
+def _inside(root: Path, name: str, errors: Errors) -> Path:
+    """Return the path of a file of the bundle; names that lead out of its folder are refused."""
+    parts = PurePosixPath(name)
+    path = root.joinpath(*parts.parts)
+    outside = parts.is_absolute() or ".." in parts.parts or "\\" in name or not parts.parts
+    if outside or not path.resolve().is_relative_to(root):
+        raise errors.bundle(
+            f"the bundle {root} names a file outside its folder: {name!r}",
+            hint="do not use this bundle: it was tampered with",
+        )
+    return path
+
+
+def _check_files(root: Path, files: Sequence[Mapping[str, Any]], errors: Errors) -> None:
+    for entry in files:
+        path = _inside(root, entry["path"], errors)
+        if not path.is_file():
+            raise _altered(root, f"{entry['path']} is missing", errors)
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            raise _altered(
+                root, f"{entry['path']} has {size} bytes instead of {entry['bytes']}", errors
+            )
+        if digest(path) != entry["sha256"]:
+            raise _altered(root, f"the content of {entry['path']} was changed", errors)
+
+
+def _check_ffi(root: Path, wanted: str, errors: Errors) -> None:
+    found = version("apache-tvm-ffi")
+    if found.split(".")[:2] != wanted.split(".")[:2]:
+        raise errors.bundle(
+            f"the bundle {root} needs apache-tvm-ffi {wanted}, but {found} is installed",
+            hint=f'run `pip install "apache-tvm-ffi=={wanted}"`',
+        )
+
+
+def _library_for_this_machine(
+    root: Path, libraries: Sequence[Mapping[str, Any]], errors: Errors
+) -> Mapping[str, Any]:
+    """Return the first library, the most specific ones standing first, that can run here."""
+    flags, machine = cpu_flags(), platform.machine()
+    reasons = []
+    for library in libraries:
+        missing = sorted(set(library["features"]) - flags)
+        if library["machine"] not in (None, machine):
+            reasons.append(f"{library['arch']} is for {library['machine']}, this is {machine}")
+        elif missing:
+            reasons.append(f"{library['arch']} needs {', '.join(missing)}")
+        else:
+            return library
+    raise errors.bundle(
+        f"no library of the bundle {root} runs on this processor: {'; '.join(reasons)}",
+        hint="export it again with arches=[...] that name this processor",
+    )
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the feature flags the operating system reports of the first core."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return frozenset(value.split())
+    return frozenset()

@@ -1,0 +1,34 @@
+"""Load a bundle's kernel into this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tvm_ffi
+
+from .bundle import open_bundle
+from .errors import Errors, own_errors
+from .runner import Runner
+
+
+def load_library(path: Path, errors: Errors) -> Any:
+    """Return a shared library of kernels, a function of each task's name."""
+    try:
+        return tvm_ffi.load_module(str(path))
+    except (RuntimeError, OSError) as error:
+        raise errors.bundle(
+            f"{path} cannot be loaded: {str(error).strip().splitlines()[-1]}",
+            hint="its C library or apache-tvm-ffi may be older than those it was built with",
+        ) from error
+
+
+def load(folder: str | Path, errors: Errors | None = None) -> Runner:
+    """Return the kernel of a bundle, its torch operator registered.
+
+    Raises:
+        BundleError: see `open_bundle`.
+    """
+    raised = own_errors() if errors is None else errors
+    bundle = open_bundle(folder, raised)
+    return Runner(bundle.spec, load_library(bundle.library, raised), raised)
