@@ -115,7 +115,9 @@ def ramp(base: Value, lanes: int, stride: Value = 1) -> Value:
 
 
 def cast(x: Value, dtype: str) -> Value:
-    """Convert an expression to `dtype`, keeping its lanes."""
+    """Convert an expression to `dtype`, keeping its lanes; a Python number becomes a constant."""
+    if isinstance(x, int | float):
+        return const(x, dtype)
     lanes = lanes_of(x)
     return tirx.Cast(dtype if lanes == 1 else f"{dtype}x{lanes}", x)
 

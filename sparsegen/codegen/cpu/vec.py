@@ -198,3 +198,14 @@ def transpose(rows: list[Value]) -> list[Value]:
 def spread(x: Value, lanes: int) -> Value:
     """Bind a scalar repeated in all lanes."""
     return T.bind(broadcast(x, lanes))
+
+
+def total(x: Value) -> Value:
+    """Return the sum of the lanes of a vector, halves by halves."""
+    width = lanes_of(x)
+    while width > 1:
+        half = width // 2
+        low = shuffle(x, x, list(range(half)))
+        x = T.bind(low + shuffle(x, x, list(range(half, width))))
+        width = half
+    return x
