@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
@@ -43,9 +42,8 @@ def accepts(task: ProjectTask, arch: Arch) -> str | None:
 def apply(task: ProjectTask, knobs: Knobs, arch: Arch) -> Any:
     """for rows, head, panel: pack rows; (pack weights; tiles) or stream  ->  one parallel loop"""
     nest = Nest()
-    with IRBuilder() as builder:
-        with I.ir_module(), T.prim_func(s_tir=True):
-            _Projection(task, knobs, arch, nest, declare(task)).emit()
+    with IRBuilder() as builder, I.ir_module(), T.prim_func(s_tir=True):
+        _Projection(task, knobs, arch, nest, declare(task)).emit()
     return nest.schedule(builder.get(), task.name)
 
 

@@ -129,7 +129,7 @@ def compile(
             sizes compiles a kernel (or takes it from the cache).
         dtypes: of single inputs, by name.
         schedule: how to lower: one `Schedule`, or several by task name or family; by default the
-            tuned record nearest to the sizes, or the schedule's default.
+            knobs that the schedule computes for the task.
         **hyper: hyperparameters of the pattern. `scale`, where the pattern has no hyperparameter of
             that name, is the softmax scale of every verb that states none.
 
@@ -232,16 +232,4 @@ def arch_of(target: str) -> Arch:
 def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
-    plan = request.plan(sizes)
-    schedule = request.schedule
-    if schedule is None:
-        schedule = tuned(plan, request.arch, sizes)
-    return compile_plan(plan, request.arch, schedule)
-
-
-def tuned(plan: Plan, arch: Arch, sizes: Mapping[str, int]) -> Overrides:
-    """Return the recorded schedules of a plan's tasks, of the nearest sizes, by task name."""
-    from sparsegen.tuning.records import lookup
-
-    found = {task.name: lookup(task, plan.binding, arch, sizes) for task in plan.tasks}
-    return {name: schedule for name, schedule in found.items() if schedule is not None} or None
+    return compile_plan(request.plan(sizes), request.arch, request.schedule)

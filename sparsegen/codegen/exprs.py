@@ -192,7 +192,9 @@ def _floordiv(a: Value, b: Value) -> Value:
         return tirx.floordiv(a, b)
     # A zero divisor must not trap: the quotient is 0 then, and so is the remainder.
     none = tirx.EQ(b, _zero(b))
-    return select(none, _zero(a), tirx.floordiv(a, select(none, const(1, dtype_of(b), lanes_of(b)), b)))
+    return select(
+        none, _zero(a), tirx.floordiv(a, select(none, const(1, dtype_of(b), lanes_of(b)), b))
+    )
 
 
 def _mod(a: Value, b: Value) -> Value:
@@ -201,7 +203,9 @@ def _mod(a: Value, b: Value) -> Value:
     if _is_constant(b):
         return tirx.floormod(a, b)
     none = tirx.EQ(b, _zero(b))
-    return select(none, _zero(a), tirx.floormod(a, select(none, const(1, dtype_of(b), lanes_of(b)), b)))
+    return select(
+        none, _zero(a), tirx.floormod(a, select(none, const(1, dtype_of(b), lanes_of(b)), b))
+    )
 
 
 def _is_constant(b: Value) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import jinja2
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+    pass
 
 
 class Context(Protocol):

@@ -67,7 +67,9 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
         }
 
     library, notes = cache.get_or_build(key, compile_into)
-    schedules = {name: Schedule(stem, **knobs) for name, (stem, knobs) in notes["schedules"].items()}
+    schedules = {
+        name: Schedule(stem, **knobs) for name, (stem, knobs) in notes["schedules"].items()
+    }
     return Built(library, key, schedules, notes["toolchain"])
 
 

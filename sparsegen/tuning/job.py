@@ -78,7 +78,9 @@ class Job:
             catalog.register_path(folder)
         task = self.subject.task
         chosen = catalog.choose(task, self.machine, catalog.Schedule(schedule, **knobs))
-        return adapter.build(chosen.module.apply(task, chosen.knobs, self.machine), self.machine, out)
+        return adapter.build(
+            chosen.module.apply(task, chosen.knobs, self.machine), self.machine, out
+        )
 
     def cases(self) -> Sequence[Case]:
         """Return the calls to check; the last one has the tuned shape."""

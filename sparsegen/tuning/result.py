@@ -80,7 +80,9 @@ class TuneResult:
     def __str__(self) -> str:
         """Return a report that ends with the line to paste."""
         about = [str(t) for t in self.tasks]
-        return "\n".join([*about, f"tuned in {self.seconds:.1f} s; records in {self.records}", self.paste])
+        return "\n".join(
+            [*about, f"tuned in {self.seconds:.1f} s; records in {self.records}", self.paste]
+        )
 
 
 def count_rejected(outcomes: Mapping[Candidate, Measured | Rejected]) -> dict[str, int]:

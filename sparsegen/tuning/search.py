@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -16,22 +14,20 @@ from sparsegen import arch as archs
 from sparsegen import patterns
 from sparsegen.arch import Arch
 from sparsegen.dsl.pattern import Hyper, Pattern
-from sparsegen.errors import BindingError, TuningError
+from sparsegen.errors import BindingError
 from sparsegen.ir.program import Program
 from sparsegen.lowering.binding import Binding, Layout
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.tasks import Task
-from sparsegen.tuning import database, lists, records
-from sparsegen.tuning.candidates import folders, space_of, toolchain
+from sparsegen.tuning import database, records
+from sparsegen.tuning.candidates import space_of
 from sparsegen.tuning.isolated import Isolated
-from sparsegen.tuning.job import Job
 from sparsegen.tuning.process import Workers
-from sparsegen.tuning.race import FINAL_SHARE, Choice, Race
-from sparsegen.tuning.records import Key, Origin, Record, Sizes, Writer, task_hash
-from sparsegen.tuning.result import TaskResult, TuneResult, count_rejected
+from sparsegen.tuning.records import Key, Sizes, Writer
+from sparsegen.tuning.result import TaskResult, TuneResult
 from sparsegen.tuning.show import Show, quiet
-from sparsegen.tuning.space import Candidate, History, Outcome, Rejected, Space
+from sparsegen.tuning.space import History, Space
 from sparsegen.tuning.strategies import STRATEGIES
 
 NEGLIGIBLE = 0.02

@@ -56,8 +56,10 @@ def run(exprs: list[Expr], lanes: int, dtype: str, inputs: dict[str, np.ndarray]
                 key_stop=tvm.const(100, "int32"),
                 symbols={"s": read("score")},
                 table=table,
-                member=lambda _, keys: (keys[0] & tvm.const(1, tvm.dtype_of(keys[0]), lanes))
-                > tvm.const(0, tvm.dtype_of(keys[0]), lanes),
+                member=lambda _, keys: (
+                    (keys[0] & tvm.const(1, tvm.dtype_of(keys[0]), lanes))
+                    > tvm.const(0, tvm.dtype_of(keys[0]), lanes)
+                ),
             )
             for e, expr in enumerate(exprs):
                 value = tvm.broadcast(emit(expr, env), lanes)
@@ -145,12 +147,17 @@ def random_expr(rng: random.Random, want: str, depth: int) -> Expr:
         return Apply(op, tuple(random_expr(rng, of, depth - 1) for _ in range(count)))
     if leaf:
         return rng.choice([SCORE, Const(rng.choice([0.5, -2.0, 3.25])), Table(SLOPE, (HEAD,)), KEY])
-    op = rng.choice(["add", "sub", "mul", "min", "max", "neg", "abs", "relu", "tanh", "sigmoid", "where"])
+    op = rng.choice(
+        ["add", "sub", "mul", "min", "max", "neg", "abs", "relu", "tanh", "sigmoid", "where"]
+    )
     if op == "where":
         a, b = (random_expr(rng, "float", depth - 1) for _ in range(2))
         return Apply(op, (random_expr(rng, "bool", depth - 1), a, b))
     if op == "mul":
-        return Apply(op, (random_expr(rng, "float", 0), Apply("tanh", (random_expr(rng, "float", depth - 1),))))
+        return Apply(
+            op,
+            (random_expr(rng, "float", 0), Apply("tanh", (random_expr(rng, "float", depth - 1),))),
+        )
     count = 1 if op in ("neg", "abs", "relu", "tanh", "sigmoid") else 2
     return Apply(op, tuple(random_expr(rng, "float", depth - 1) for _ in range(count)))
 
@@ -176,7 +183,9 @@ def expected(expr: Expr, inputs: dict[str, np.ndarray]) -> np.ndarray:
         return np.array([float(python(expr, p | shared)) for p in points])
 
 
-@pytest.mark.parametrize(("lanes", "dtype"), [(1, "int32"), (1, "int64"), (16, "int32"), (8, "int64")])
+@pytest.mark.parametrize(
+    ("lanes", "dtype"), [(1, "int32"), (1, "int64"), (16, "int32"), (8, "int64")]
+)
 def test_random_expressions_agree_with_python(lanes: int, dtype: str) -> None:
     rng = random.Random(lanes + len(dtype))
     exprs = [random_expr(rng, want, 4) for want in ("int", "bool", "float") for _ in range(16)]
@@ -190,7 +199,20 @@ def test_random_expressions_agree_with_python(lanes: int, dtype: str) -> None:
 
 @pytest.mark.parametrize("lanes", [1, 16])
 def test_functions_reach_their_limits(lanes: int) -> None:
-    special = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 88.0, -100.0, 1e-40, 1e-3, 200.0]
+    special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        math.inf,
+        -math.inf,
+        math.nan,
+        88.0,
+        -100.0,
+        1e-40,
+        1e-3,
+        200.0,
+    ]
     inputs = point_inputs()
     inputs["score"][: len(special)] = special
     names = ("exp", "log", "tanh", "sigmoid", "sqrt", "relu", "abs")

@@ -89,11 +89,9 @@ class Accumulator:
         with T.serial(self.length) as n:
             with T.If(load(self.value, first + n) > get(top)), T.Then():
                 put(top, load(self.value, first + n))
-        with T.serial(self.length) as n:
-            with T.If(load(self.count, first + n) > 0), T.Then():
-                p = T.bind(vec.exp(load(self.value, first + n) - get(top)))
-                store(self.value, p, first + n)
-                put(total, get(total) + p)
-        with T.serial(self.length) as n:
-            with T.If(load(self.count, first + n) > 0), T.Then():
-                store(self.value, load(self.value, first + n) / get(total), first + n)
+        with T.serial(self.length) as n, T.If(load(self.count, first + n) > 0), T.Then():
+            p = T.bind(vec.exp(load(self.value, first + n) - get(top)))
+            store(self.value, p, first + n)
+            put(total, get(total) + p)
+        with T.serial(self.length) as n, T.If(load(self.count, first + n) > 0), T.Then():
+            store(self.value, load(self.value, first + n) / get(total), first + n)

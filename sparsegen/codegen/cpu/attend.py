@@ -18,7 +18,6 @@ from sparsegen.codegen.cpu.attention import HIDDEN, Blocking, State
 from sparsegen.codegen.cpu.feed import Feed
 from sparsegen.codegen.cpu.lists import TokenLists, mentions, shared
 from sparsegen.codegen.cpu.rows import (
-    Arguments,
     Sequence,
     declare,
     find_tile,
@@ -48,7 +47,6 @@ from sparsegen.ir.axes import Entries
 from sparsegen.ir.expr import (
     TRUE,
     Apply,
-    BlockOf,
     Const,
     Expr,
     Head,
@@ -57,7 +55,6 @@ from sparsegen.ir.expr import (
     Stop,
     Symbol,
     Table,
-    apply,
     rebuild,
     walk,
 )
@@ -257,9 +254,7 @@ class _Pass:
         self.kernel, self.task, self.tile = kernel, kernel.task, kernel.tile
         self.sequence, self.head = sequence, head
         self.piece, self.pieces = piece, pieces
-        self.present = T.bind(
-            minimum(const(self.tile.tokens, "int32"), sequence.n_q - first)
-        )
+        self.present = T.bind(minimum(const(self.tile.tokens, "int32"), sequence.n_q - first))
         self.i_min = T.bind(sequence.q_off + first)
         row = T.bind(sequence.q_start + cast(first, "int64"))
         self.lanes = Lanes.fill(self.tile, row, head, self.i_min, self.present)
@@ -340,9 +335,7 @@ class _Pass:
         state = State.start(self.tile, plan.blocking, self.kernel.dim)
         for source in task.sources:
             per_token = any(self._merges(c) for c in source.clauses)
-            chunk = Chunk.allocate(
-                plan.blocking.chunk, plan.blocking.keys, members=per_token
-            )
+            chunk = Chunk.allocate(plan.blocking.chunk, plan.blocking.keys, members=per_token)
             key_head = T.bind(cast(self.head // task.group, "int64"))
             feed = Feed(
                 self.kernel.arguments, self.sequence, chunk, key_head, self.tile.width, plan.copy
@@ -378,11 +371,7 @@ class _Pass:
     ) -> None:
         bounds = self._bounds(clause, self.sequence.count(source.k.rows))
         merged = self._merges(clause)
-        looked_up = {
-            e: self._find(e)
-            for e in walk(clause.residual)
-            if isinstance(e, Member)
-        }
+        looked_up = {e: self._find(e) for e in walk(clause.residual) if isinstance(e, Member)}
 
         def body(count: Value, masked: Value) -> None:
             self._attend(clause, source, chunk, feed, state, queries, looked_up, count, masked)
@@ -529,10 +518,9 @@ class _Pass:
         if task.lse is None:
             return
         out = arguments[task.lse].flat
-        with T.serial(self.tile.rows) as r:
-            with T.If(load(self.lanes.valid, r) > 0), T.Then():
-                at = load(self.lanes.row, r) * heads + cast(load(self.lanes.head, r), "int64")
-                store(out, load(lse, r), at)
+        with T.serial(self.tile.rows) as r, T.If(load(self.lanes.valid, r) > 0), T.Then():
+            at = load(self.lanes.row, r) * heads + cast(load(self.lanes.head, r), "int64")
+            store(out, load(lse, r), at)
 
 
 def _fold(n: Value, count: Value) -> Value:

@@ -232,7 +232,9 @@ class _Job:
                 row, column = i * t.rows + m, s * width + j
                 with T.init():
                     store(acc, self._start(row, column + piece.local), m, j)
-                weight = self._weight(k, piece.first + column) if packed is None else packed[s, k, j]
+                weight = (
+                    self._weight(k, piece.first + column) if packed is None else packed[s, k, j]
+                )
                 store(acc, acc[m, j] + self.gemm.x[row, self._first + k] * weight, m, j)
             with nest.block(out, t.rows, width) as (m, j):
                 self._finish(piece, i * t.rows + m, s * width + j, acc[m, j])
@@ -260,9 +262,7 @@ class _Job:
         for piece in self.pieces:
             self._stream_piece(piece, f"{kind}_{piece.tag}", done, passes, rows)
 
-    def _stream_piece(
-        self, piece: Piece, tag: str, done: Value, passes: Value, rows: int
-    ) -> None:
+    def _stream_piece(self, piece: Piece, tag: str, done: Value, passes: Value, rows: int) -> None:
         t, nest, width = self.gemm.tiling, self.gemm.nest, piece.width
         with nest.scope(tag, passes) as (g,):
             acc = T.sblock_alloc_buffer((rows, piece.most, width), "float32")

@@ -64,7 +64,11 @@ def declare(task: Task) -> Arguments:
     """Name the function after the task and declare its arguments in the order of the ABI."""
     T.func_name(task.name)
     batch, ends_q, ends_k = T.int64(), T.int64(), T.int64()
-    metadata: list[tuple[str, tuple[Value, ...]]] = [("cu_q", (ends_q,)), ("cu_k", (ends_k,)), ("q_off", (batch,))]
+    metadata: list[tuple[str, tuple[Value, ...]]] = [
+        ("cu_q", (ends_q,)),
+        ("cu_k", (ends_k,)),
+        ("q_off", (batch,)),
+    ]
     max_pages = None
     if task.paged:
         max_pages = T.int64()

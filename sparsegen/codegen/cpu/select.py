@@ -7,14 +7,13 @@ token into one row of accumulators per thread, so no more than a few rows of sco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import scores, topk, vec
 from sparsegen.codegen.cpu.accumulate import Accumulator
 from sparsegen.codegen.cpu.lists import TokenLists, mentions
-from sparsegen.codegen.cpu.rows import Arguments, Sequence, declare, find_sequence, read_table
+from sparsegen.codegen.cpu.rows import Sequence, declare, find_sequence, read_table
 from sparsegen.codegen.cpu.scores import Lanes
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.exprs import Env, emit
@@ -402,9 +401,7 @@ class SelectKernel:
                 with T.serial(maximum(stop - first, const(0, "int32"))) as n:
                     self._append(clause, env, T.bind(first + n), positions, count)
 
-    def _append(
-        self, clause: Clause, env: Env, j: Value, positions: Memory, count: Memory
-    ) -> None:
+    def _append(self, clause: Clause, env: Env, j: Value, positions: Memory, count: Memory) -> None:
         def append() -> None:
             store(positions, j, get(count))
             put(count, get(count) + 1)
@@ -450,9 +447,7 @@ class SelectKernel:
             store(out.flat, const(-1, "int32"), base + get(written) + n)
 
     def _list_env(self, item: Item, last: Value | None) -> Env:
-        values = [
-            item.group if mentions(key, Head) else item.key for key in self.task.keys[:-1]
-        ]
+        values = [item.group if mentions(key, Head) else item.key for key in self.task.keys[:-1]]
         env = self._env(item, item.first)
         return replace(env, key_vars=(*values, *(() if last is None else (last,))))
 
@@ -488,6 +483,5 @@ def mixed_stops(task: SelectTask) -> bool:
     exprs = [task.where, task.force, task.topk, task.mod, task.act]
     stops = [e for x in exprs if x is not None for e in walk(x) if isinstance(e, Stop)]
     return any(
-        s.role == "key" and (s.axis if isinstance(s.axis, Entries) else None) != axis
-        for s in stops
+        s.role == "key" and (s.axis if isinstance(s.axis, Entries) else None) != axis for s in stops
     )

@@ -36,7 +36,9 @@ class Row:
 def rank_of(score: Value) -> Value:
     """Return the rank of a float32 score as int32: greater for greater scores, equal for ties."""
     bits = T.bind(reinterpret(score + const(0.0, "float32"), "int32"))  # -0 becomes +0
-    ordered = T.bitwise_xor(bits, T.bitwise_and(T.shift_right(bits, const(31, "int32")), 0x7FFFFFFF))
+    ordered = T.bitwise_xor(
+        bits, T.bitwise_and(T.shift_right(bits, const(31, "int32")), 0x7FFFFFFF)
+    )
     # Ranks of -inf and below, and of NaN of either sign, are no ranks of numbers.
     number = T.And(score > const(float("-inf"), "float32"), score <= const(float("inf"), "float32"))
     return T.if_then_else(number, ordered, const(NEVER, "int32"))
@@ -85,18 +87,17 @@ def _descend_count(row: Row, budget: Value, last: Memory, ties: Memory) -> None:
                 put(seen, get(seen) + 1)
     have = T.bind(get(chosen) + T.min(get(seen), get(ties)))
     left = cell("int64", T.max(cast(budget, "int64"), const(0, "int64")))
-    with T.If(have > get(left)), T.Then():
-        with T.If(get(left) < 1):
-            with T.Then():
-                put(last, const(FORCED, "int32"))
-                put(ties, const(0, "int64"))
-            with T.Else():
-                histogram = T.alloc_buffer((BINS,), "int32")
-                prefix = cell("int64", const(0, "int64"))
-                for shift in range(32 - BITS, -1, -BITS):
-                    _digit(row, histogram, prefix, left, shift)
-                put(last, cast(get(prefix) - const(2**31, "int64"), "int32"))
-                put(ties, get(left))
+    with T.If(have > get(left)), T.Then(), T.If(get(left) < 1):
+        with T.Then():
+            put(last, const(FORCED, "int32"))
+            put(ties, const(0, "int64"))
+        with T.Else():
+            histogram = T.alloc_buffer((BINS,), "int32")
+            prefix = cell("int64", const(0, "int64"))
+            for shift in range(32 - BITS, -1, -BITS):
+                _digit(row, histogram, prefix, left, shift)
+            put(last, cast(get(prefix) - const(2**31, "int64"), "int32"))
+            put(ties, get(left))
 
 
 def _digit(row: Row, histogram: Memory, prefix: Memory, left: Memory, shift: int) -> None:
@@ -123,12 +124,11 @@ def _descend_mass(row: Row, top_p: float, last: Memory, ties: Memory) -> None:
     """
     total = cell("float64", const(0.0, "float64"))
     forced = cell("float64", const(0.0, "float64"))
-    with T.serial(row.length) as n:
-        with T.If(_kept(row, n)), T.Then():
-            mass = T.bind(cast(load(row.score, n), "float64"))
-            put(total, get(total) + mass)
-            with T.If(equal(load(row.rank, n), const(FORCED, "int32"))), T.Then():
-                put(forced, get(forced) + mass)
+    with T.serial(row.length) as n, T.If(_kept(row, n)), T.Then():
+        mass = T.bind(cast(load(row.score, n), "float64"))
+        put(total, get(total) + mass)
+        with T.If(equal(load(row.rank, n), const(FORCED, "int32"))), T.Then():
+            put(forced, get(forced) + mass)
     goal = T.bind(get(total) * const(top_p, "float64") - get(forced))
     with T.If(goal <= const(0.0, "float64")):
         with T.Then():

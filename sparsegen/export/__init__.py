@@ -1,1 +1,0 @@
-"""Write and open bundles that run without the compiler."""
