@@ -47,7 +47,7 @@ gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest tests -m gpu $(PYTEST_FLAGS)
 
 bench: $(INSTALLED) ## Measure this machine into benchmarks/results
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.run
 
 snapshots: $(INSTALLED) ## Rewrite the stored texts, then show what changed
 	$(BIN)/pytest tests/unit tests/compile --update-snapshots $(PYTEST_FLAGS)

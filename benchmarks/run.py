@@ -3,8 +3,8 @@
     python -m benchmarks.run [--only TEXT] [--rounds 7] [--threads 2] [--out FILE]
 
 Variants are checked against each other before they are timed; rounds are interleaved, so drift
-hits all alike; medians are reported. Peak memory is the growth of the resident set over the inputs, read
-in a process of its own per variant. A wrong result is never timed.
+hits all alike; medians are reported. Peak memory is the growth of the resident set over the
+inputs, read in a process of its own per variant. A wrong result is never timed.
 """
 
 from __future__ import annotations

@@ -65,11 +65,8 @@ def default(task: AttendTask, arch: Arch) -> Knobs:
     """Return knobs that are good without measuring."""
     width = float_lanes(arch)
     heads = shared_heads(task)
-    if token_lists(task):
-        # Tokens differ in their lists, so they share a tile only to fill the lanes.
-        tokens = max(1, width // heads)
-    else:
-        tokens = max(1, 4 * width // heads)
+    # Tokens that differ in their lists share a tile only to fill the lanes.
+    tokens = max(1, (width if token_lists(task) else 4 * width) // heads)
     tokens = min(tokens, 32) if _looks_up(task) else tokens
     vectors = 2 if heads * tokens >= 2 * width and arch.vector_registers >= 32 else 1
     dims = 8 if vectors == 2 or arch.vector_registers < 32 else 16

@@ -53,7 +53,7 @@ def space(task: MergeTask, arch: Arch) -> Iterator[Knobs | Rejected]:
 
 
 def apply(task: MergeTask, knobs: Knobs, arch: Arch) -> Any:
-    """for row, head: weights; for element: sum of weight * part  ->  parallel over blocks of rows"""
+    """for row, head: weights; for element: sum of weight * part  ->  parallel blocks of rows"""
     with IRBuilder() as builder, I.ir_module(), T.prim_func(s_tir=True):
         arguments = declare(task)
         count = T.bind(arguments[task.o].rows * task.o.shape[0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsegen.arch import Arch
@@ -132,9 +132,20 @@ def tiling_of(task: ProjectTask, knobs: Knobs, arch: Arch) -> gemm.Tiling:
 
 
 def default(task: ProjectTask, arch: Arch) -> Knobs:
-    """Return tiles that fill the registers and panels that fill half of the second-level cache."""
+    """Return tiles that fill the registers, and panels that stay in the second-level cache."""
     return Knobs()
 
 
 def space(task: ProjectTask, arch: Arch) -> Iterator[Knobs | Rejected]:
-    yield default(task, arch)
+    """Yield candidates, the default first."""
+    first = default(task, arch)
+    yield first
+    for rows, vectors in ((3, 4), (6, 2), (4, 4), (7, 4)):
+        for chunk in (24, 96):
+            knobs = replace(first, rows=rows, vectors=vectors, chunk=chunk // rows * rows)
+            used = rows * vectors + vectors + 1
+            if used > arch.vector_registers:
+                reason = f"{used} vectors in use, {arch.vector_registers} registers"
+                yield Rejected(asdict(knobs), reason)
+            elif knobs != first:
+                yield knobs

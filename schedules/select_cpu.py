@@ -9,7 +9,8 @@ from typing import Any
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.lists import mentions
 from sparsegen.codegen.cpu.scores import Lanes
-from sparsegen.codegen.cpu.select import SelectKernel, lanes_of_pass, looked_up, mixed_stops
+from sparsegen.codegen.cpu.select import SelectKernel
+from sparsegen.codegen.cpu.select_task import lanes_of_pass, looked_up, mixed_stops
 from sparsegen.codegen.cpu.vec import float_lanes
 from sparsegen.codegen.tvm import I, IRBuilder, T
 from sparsegen.errors import CompileError

@@ -59,10 +59,8 @@ if TYPE_CHECKING:
     from sparsegen.api import compile, partition
     from sparsegen.bundle import export, load
     from sparsegen.oracle import reference
-    from sparsegen.report import explain
     from sparsegen.runtime.catalog import Schedule
     from sparsegen.runtime.kernel import Kernel
-    from sparsegen.tuning.search import tune
 
 __version__ = "0.1.0"
 
@@ -71,21 +69,19 @@ _LAZY = {
     "Kernel": "sparsegen.runtime.kernel",
     "Schedule": "sparsegen.runtime.catalog",
     "compile": "sparsegen.api",
-    "explain": "sparsegen.report",
     "export": "sparsegen.bundle",
     "load": "sparsegen.bundle",
     "partition": "sparsegen.api",
     "reference": "sparsegen.oracle",
-    "tune": "sparsegen.tuning.search",
 }
 
 __all__ = [
     "BindingError", "BundleError", "CacheError", "CompileError", "InputError", "Kernel", "Pattern",
     "PatternError", "Program", "Schedule", "SparsegenError", "Tensor", "TuningError",
-    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "explain", "export",
+    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "export",
     "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
     "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
-    "softmax", "sqrt", "sum", "tanh", "tune", "where",
+    "softmax", "sqrt", "sum", "tanh", "where",
 ]  # fmt: skip
 
 

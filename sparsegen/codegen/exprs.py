@@ -89,10 +89,10 @@ def emit(expr: Expr, env: Env) -> Value:
             return _as_float(value) if kind(expr) == "float" else value
         case Member(keys=keys) if env.member is not None:
             return env.member(expr, tuple(emit(k, env) for k in keys))
-    value = _leaf(expr, env)
-    if value is None:
+    leaf = _leaf(expr, env)
+    if leaf is None:
         raise UnsupportedError(f"{show(expr)} has no value at this place of a kernel")
-    return value
+    return leaf
 
 
 def emit_bool(expr: Expr, env: Env) -> Value | None:

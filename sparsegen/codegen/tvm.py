@@ -84,6 +84,7 @@ __all__ = [
     "shuffle",
     "store",
     "target_of",
+    "tirx",
     "tvm",
 ]  # fmt: skip
 

@@ -176,7 +176,7 @@ class Run:
         """Return the lists of a select node."""
         assert isinstance(node, Select)
         if node not in self.selections:
-            spaces = self._spaces(node.x)
+            spaces = self.spaces(node.x)
             coords = self._coords(node.x)
             self.selections[node] = select(node, spaces, coords, self.env)
         return self.selections[node]
@@ -189,7 +189,7 @@ class Run:
             return heads, i, self.positions("key", node.k.axes[0])
         return coordinates(node, node.x.keys, self._coords(node.x), self.env)
 
-    def _spaces(self, node: Score | Reduce) -> Iterator[Space]:
+    def spaces(self, node: Score | Reduce) -> Iterator[Space]:
         """Yield the scores, chunk after chunk of queries while a key is the query itself."""
         if isinstance(node, Score):
             yield from self._scores(node)
@@ -198,13 +198,13 @@ class Run:
         own = next((n for n, k in enumerate(node.keys) if _is_query(k)), None)
         if own is not None:
             source = node.x.keys.index(node.keys[own])
-            for space in self._spaces(node.x):
+            for space in self.spaces(node.x):
                 local = (*coords[:own], space.coords[source], *coords[own + 1 :])
                 partial = Partial.empty(node, local).add(node, space, local, self.env)
                 yield partial.finish(node, local)
             return
         partial = Partial.empty(node, coords)
-        for space in self._spaces(node.x):
+        for space in self.spaces(node.x):
             partial = partial.add(node, space, coords, self.env)
         yield partial.finish(node, coords)
 

@@ -66,6 +66,12 @@ def files() -> dict[str, Path]:
     return _PLUGINS.files()
 
 
+def family(stem: str) -> str:
+    """Return the family of a schedule."""
+    name: str = _PLUGINS.require(stem).FAMILY
+    return name
+
+
 def choose(task: Task, arch: Arch, override: Schedule | None = None) -> Choice:
     """Return the first schedule of the task's family that takes it; higher PRIORITY goes first.
 
@@ -81,9 +87,9 @@ def choose(task: Task, arch: Arch, override: Schedule | None = None) -> Choice:
     if override is not None:
         return _overridden(task, arch, override)
     declined: list[tuple[str, str]] = []
-    family = [(stem, _PLUGINS[stem]) for stem in _PLUGINS]
-    family = [(stem, module) for stem, module in family if task.family == module.FAMILY]
-    for stem, module in sorted(family, key=lambda item: (-item[1].PRIORITY, item[0])):
+    modules = [(stem, _PLUGINS[stem]) for stem in _PLUGINS]
+    fitting = [(stem, module) for stem, module in modules if task.family == module.FAMILY]
+    for stem, module in sorted(fitting, key=lambda item: (-item[1].PRIORITY, item[0])):
         reason = _declines(module, task, arch)
         if reason is None:
             return Choice(stem, module, module.default(task, arch), tuple(declined))
@@ -163,8 +169,7 @@ def choose_all(
         UnsupportedError, BindingError: as for `choose`; or an override fits no task.
     """
     if isinstance(overrides, Schedule):
-        family = _PLUGINS.require(overrides.name).FAMILY
-        overrides = {family: overrides}
+        overrides = {family(overrides.name): overrides}
     given = dict(overrides or {})
     known = {task.name for task in tasks} | {task.family for task in tasks}
     for name, schedule in given.items():

@@ -36,9 +36,9 @@ class Kernel(Runner):
     its keys. By default the queries are the last positions, keys - queries; with fewer keys than
     queries that is negative, and the early queries see nothing.
 
-    A row that sees nothing, or belongs to no sequence, is 0, its lse -inf, its list all -1. Metadata
-    that names rows or pages that do not exist is refused. Runs on as many threads as torch,
-    `torch.set_num_threads`. There is no backward yet.
+    A row that sees nothing, or belongs to no sequence, is 0, its lse -inf, its list all -1.
+    Metadata that names rows or pages that do not exist is refused. Runs on as many threads as
+    torch, `torch.set_num_threads`. There is no backward yet.
 
     Raises:
         InputError: a tensor does not fit; the message says which, what was found and expected.

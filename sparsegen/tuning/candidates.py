@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import sparsegen.codegen
 from sparsegen.arch import Arch
-from sparsegen.codegen import tvm as adapter
-from sparsegen.errors import UnsupportedError
+from sparsegen.errors import BindingError, UnsupportedError
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import Task
 from sparsegen.runtime import catalog
@@ -43,11 +43,9 @@ def space_of(task: Task, arch: Arch) -> Space:
 
 
 def _others(task: Task, arch: Arch, stem: str) -> list[catalog.Choice]:
-    if catalog.family(stem) != task.family:
-        return []
     try:
         return [catalog.choose(task, arch, catalog.Schedule(stem))]
-    except UnsupportedError:
+    except (BindingError, UnsupportedError):  # of another family, or it does not take the task
         return []
 
 
@@ -57,18 +55,18 @@ def _candidate(stem: str, knobs: Any) -> Candidate:
 
 def folders() -> tuple[str, ...]:
     """Return the folders of schedules beside the shipped ones."""
-    own = {Path(p).resolve() for p in __import__("sparsegen.schedules").schedules.__path__}
-    return tuple(sorted({str(p.parent) for p in catalog.files().values()} - {str(p) for p in own}))
+    shipped = Path(str(files("sparsegen.schedules")))
+    return tuple(sorted({str(p.parent) for p in catalog.files().values() if p.parent != shipped}))
 
 
-def toolchain(candidates: Iterable[Candidate]) -> str:
-    """Return the version of TVM and a hash of the sources that generate these candidates."""
+def toolchain(schedules: Iterable[str]) -> str:
+    """Return the version of TVM and a hash of the sources that generate code for `schedules`.
+
+    Nothing is imported for it.
+    """
     digest = hashlib.sha256()
-    (codegen,) = sparsegen.codegen.__path__
-    files = catalog.files()
-    for path in [
-        *sorted(Path(codegen).rglob("*.py")),
-        *(files[stem] for stem in sorted({c.schedule for c in candidates})),
-    ]:
+    known = catalog.files()
+    sources = sorted(Path(str(files("sparsegen.codegen"))).rglob("*.py"))
+    for path in [*sources, *(known[stem] for stem in sorted(set(schedules)) if stem in known)]:
         digest.update(path.read_bytes())
-    return f"tvm {adapter.PINS['apache-tvm']}, {digest.hexdigest()[:12]}"
+    return f"tvm {version('apache-tvm')}, {digest.hexdigest()[:12]}"

@@ -24,10 +24,10 @@ FAMILIES = {"attend", "compress", "merge", "project", "select"}
 NAMES = {
     "BindingError", "BundleError", "CacheError", "CompileError", "InputError", "Kernel", "Pattern",
     "PatternError", "Program", "Schedule", "SparsegenError", "Tensor", "TuningError",
-    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "explain", "export",
+    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "export",
     "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
     "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
-    "softmax", "sqrt", "sum", "tanh", "tune", "where",
+    "softmax", "sqrt", "sum", "tanh", "where",
 }  # fmt: skip
 
 

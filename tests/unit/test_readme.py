@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.readme import rendered
 from tests.documents import DOCUMENTS, ROOT, blocks, run
 
 
@@ -40,3 +41,8 @@ def test_blocks_know_their_marks(tmp_path: Path) -> None:
     assert (first.kernel, first.file, second.file, second.line) == (True, None, "a/b.py", 5)
     run(page, tmp_path, kernels=False)
     assert (tmp_path / "a" / "b.py").read_text() == "x = 2\n"
+
+
+def test_the_benchmark_table_is_up_to_date() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert rendered(text) == text

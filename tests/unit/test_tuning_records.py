@@ -36,8 +36,11 @@ def write(path: Path, *items: Record) -> None:
 
 def test_reads_back_what_was_written(tmp_path: Path) -> None:
     path = tmp_path / "new" / "r.jsonl"
-    items = [record(1, time="2026-01-01T00:00:00+00:00"),
-             record(2, time="2026-01-02T00:00:00+00:00", outcome=Rejected("check", "o is wrong"))]  # fmt: skip
+    wrong = Rejected("check", "o is wrong")
+    items = [
+        record(1, time="2026-01-01T00:00:00+00:00"),
+        record(2, time="2026-01-02T00:00:00+00:00", outcome=wrong),
+    ]
     write(path, *items)
     assert records.read(path) == items
     assert json.loads(path.read_text().splitlines()[0])["samples"] == [10.0, 11.0, 10.5]

@@ -86,9 +86,8 @@ class Accumulator:
     def _softmax(self, first: Value) -> None:
         top = cell("float32", const(ABSENT, "float32"))
         total = cell("float32", const(0.0, "float32"))
-        with T.serial(self.length) as n:
-            with T.If(load(self.value, first + n) > get(top)), T.Then():
-                put(top, load(self.value, first + n))
+        with T.serial(self.length) as n, T.If(load(self.value, first + n) > get(top)), T.Then():
+            put(top, load(self.value, first + n))
         with T.serial(self.length) as n, T.If(load(self.count, first + n) > 0), T.Then():
             p = T.bind(vec.exp(load(self.value, first + n) - get(top)))
             store(self.value, p, first + n)

@@ -7,14 +7,16 @@ token into one row of accumulators per thread, so no more than a few rows of sco
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import scores, topk, vec
 from sparsegen.codegen.cpu.accumulate import Accumulator
-from sparsegen.codegen.cpu.lists import TokenLists, mentions
+from sparsegen.codegen.cpu.lists import mentions
 from sparsegen.codegen.cpu.rows import Sequence, declare, find_sequence, read_table
 from sparsegen.codegen.cpu.scores import Lanes
+from sparsegen.codegen.cpu.select_keys import Visible
+from sparsegen.codegen.cpu.select_task import Item, granule, item_heads, lanes_of_pass
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.exprs import Env, emit
 from sparsegen.codegen.tvm import (
@@ -33,56 +35,15 @@ from sparsegen.codegen.tvm import (
 )
 from sparsegen.ir.axes import Entries, Named
 from sparsegen.ir.expr import (
-    TRUE,
     Apply,
     BlockOf,
     Const,
     Expr,
     Head,
-    Member,
     Pos,
-    Stop,
     walk,
 )
-from sparsegen.lowering.tasks import Clause, SelectTask, Stage
-
-
-def item_heads(task: SelectTask) -> int:
-    """Return how many query heads share a list."""
-    for key in task.keys[:-1]:
-        match key:
-            case Head():
-                return 1
-            case Apply("floordiv", (Head(), Const(int(divisor)))):
-                return min(divisor, task.q.heads)
-    return task.q.heads
-
-
-def lanes_of_pass(task: SelectTask) -> int:
-    """Return how many heads are scored at a time: those of a list that share a key head."""
-    return math.gcd(item_heads(task), task.group)
-
-
-def granule(key: Expr) -> tuple[int, int]:
-    """Return (n, c) of a key (j + c) // n; (1, 0) for a position."""
-    match key:
-        case Apply("floordiv", (Apply("add", (_, Const(int(shift)))), Const(int(n)))):
-            return n, shift
-        case Apply("floordiv", (_, Const(int(n)))):
-            return n, 0
-    return 1, 0
-
-
-@dataclass(frozen=True)
-class Item:
-    """One list: its sequence, group of heads (int32), and the query positions that share it."""
-
-    sequence: Sequence
-    group: Value
-    first: Value  # absolute position, int32
-    stop: Value
-    row: Value  # of the output, int64
-    key: Value  # the value of the query key, int32; 0 where there is none
+from sparsegen.lowering.tasks import SelectTask, Stage
 
 
 class SelectKernel:
@@ -248,7 +209,8 @@ class SelectKernel:
         self, item: Item, i: Value, into: Accumulator, positions: Memory, memory: Memory
     ) -> None:
         task = self.task
-        count = self._positions(item, i, positions)
+        visible = Visible(task, self.arguments)
+        count = visible.positions(item, i, self._env(item, i), positions)
         width = lanes_of_pass(task)
         with T.If(count > 0), T.Then(), T.serial(self.heads // width) as part:
             head = T.bind(item.group * self.heads + part * width)
@@ -354,64 +316,6 @@ class SelectKernel:
                 value = x * (cast(over, "float32") * const(1.0 / last.axis.stride, "float32"))
             into.add(row, block, T.bind(value))
 
-    # --- which keys a token scores --------------------------------------------------------------
-
-    def _positions(self, item: Item, i: Value, positions: Memory) -> Value:
-        """List the visible keys of a token, each once; return their number (int32)."""
-        count = cell("int32", const(0, "int32"))
-        env = self._env(item, i)
-        for clause in self.task.clauses:
-            bounds = replace(env, symbols={"i_min": i, "i_max": i})
-            lo = const(0, "int32")
-            for e in clause.hull.lo:
-                lo = maximum(lo, emit(e, bounds))
-            hi = item.sequence.count(self.task.k.rows)
-            for e in clause.hull.hi:
-                hi = minimum(hi, emit(e, bounds))
-            lo, hi = T.bind(get(cell("int32", lo))), T.bind(get(cell("int32", hi)))
-            if clause.keys is None:
-                self._range(clause, env, lo, hi, positions, count)
-            else:
-                self._driven(clause, item, i, env, lo, hi, positions, count)
-        return T.bind(get(count))
-
-    def _range(
-        self, clause: Clause, env: Env, lo: Value, hi: Value, positions: Memory, count: Memory
-    ) -> None:
-        with T.serial(maximum(hi - lo, const(0, "int32"))) as n:
-            j = T.bind(lo + n)
-            self._append(clause, env, j, positions, count)
-
-    def _driven(
-        self, clause: Clause, item: Item, i: Value, env: Env, lo: Value, hi: Value,
-        positions: Memory, count: Memory,
-    ) -> None:  # fmt: skip
-        keys = clause.keys
-        assert keys is not None
-        found = TokenLists.find(
-            keys.member, dict(self.task.lists)[keys.member], self.arguments, item.sequence, env,
-            i, 1, const(1, "int32"),
-        )  # fmt: skip
-        with T.serial(found.width) as slot:
-            x = T.bind(found.item(const(0, "int32"), slot))
-            with T.If(x >= 0), T.Then():
-                start = i - x if keys.slash else x * keys.granule - keys.shift
-                first = T.bind(maximum(start, lo))
-                stop = T.bind(minimum(start + (1 if keys.slash else keys.granule), hi))
-                with T.serial(maximum(stop - first, const(0, "int32"))) as n:
-                    self._append(clause, env, T.bind(first + n), positions, count)
-
-    def _append(self, clause: Clause, env: Env, j: Value, positions: Memory, count: Memory) -> None:
-        def append() -> None:
-            store(positions, j, get(count))
-            put(count, get(count) + 1)
-
-        if clause.residual == TRUE:
-            append()
-            return
-        with T.If(emit(clause.residual, replace(env, key=j))), T.Then():
-            append()
-
     # --- the list -------------------------------------------------------------------------------
 
     def _select(self, item: Item, row: Accumulator, rank: Memory) -> None:
@@ -470,18 +374,3 @@ class SelectKernel:
 
 def _view(memory: Memory, first: Value, size: Value, dtype: str) -> Memory:
     return T.decl_buffer((size,), dtype, data=memory.data, elem_offset=first)
-
-
-def looked_up(task: SelectTask) -> list[Member]:
-    """Return the selections that are looked up key by key instead of driving the iteration."""
-    return [e for c in task.clauses for e in walk(c.residual) if isinstance(e, Member)]
-
-
-def mixed_stops(task: SelectTask) -> bool:
-    """Tell whether an expression counts positions of another axis than the keys'."""
-    axis = task.k.rows.entries
-    exprs = [task.where, task.force, task.topk, task.mod, task.act]
-    stops = [e for x in exprs if x is not None for e in walk(x) if isinstance(e, Stop)]
-    return any(
-        s.role == "key" and (s.axis if isinstance(s.axis, Entries) else None) != axis for s in stops
-    )

@@ -1,0 +1,98 @@
+"""Bundles run without TVM and sparsegen, and damaged ones are refused with the reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsegen as sg
+from sparsegen import patterns
+from sparsegen.errors import BundleError, InputError, UnsupportedError
+
+BARE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tvm", "sparsegen"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv[1])
+import loader, torch
+case = torch.load(sys.argv[2], weights_only=True)
+assert torch.equal(loader.load()(**case["inputs"]), case["output"])
+assert "tvm" not in sys.modules and "sparsegen" not in sys.modules
+"""
+
+
+@pytest.fixture(scope="module")
+def case() -> Any:
+    config = patterns.configs("causal", test=True)[0]
+    program = patterns.load("causal").trace()
+    sizes = {k: v for k, v in config.sizes.items() if k not in "TS"}
+    kernel = sg.compile("causal", target="cpu", sizes=sizes)
+    inputs = patterns.random_inputs(program, config.sizes)
+    return kernel, {n: torch.from_numpy(x) for n, x in inputs.items()}
+
+
+def test_a_bundle_runs_in_a_bare_process(case: Any, tmp_path: Path) -> None:
+    kernel, inputs = case
+    out = kernel(**inputs)
+    folder = sg.export(kernel, tmp_path / "bundle")
+    assert torch.equal(sg.load(folder)(**inputs), out)
+    torch.save({"inputs": inputs, "output": out}, tmp_path / "case.pt")
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, str(folder), str(tmp_path / "case.pt")],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_damaged_bundles_are_refused(case: Any, tmp_path: Path) -> None:
+    kernel, _ = case
+    folder = sg.export(kernel, tmp_path / "bundle")
+    manifest = folder / "manifest.json"
+    good = manifest.read_text()
+    library = next(folder.glob("*.so"))
+    data = library.read_bytes()
+    library.write_bytes(data[:-1])
+    with pytest.raises(BundleError, match="bytes instead of"):
+        sg.load(folder)
+    library.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(BundleError, match="was changed"):
+        sg.load(folder)
+    library.write_bytes(data)
+    for change, message in (
+        ({"format": 99}, "bundle format 99"),
+        ({"libraries": [{**json.loads(good)["libraries"][0], "features": ["nope"]}]}, "needs nope"),
+    ):
+        manifest.write_text(json.dumps({**json.loads(good), **change}))
+        with pytest.raises(BundleError, match=message):
+            sg.load(folder)
+    with pytest.raises(BundleError, match="not an empty folder"):
+        sg.export(kernel, folder)
+
+
+def test_bad_calls_say_what_is_wrong(case: Any) -> None:
+    kernel, inputs = case
+    with pytest.raises(InputError, match="argument 'v' is missing"):
+        kernel(inputs["q"], inputs["k"])
+    with pytest.raises(InputError, match="expected torch.float32"):
+        kernel(**{**inputs, "q": inputs["q"].double()})
+    with pytest.raises(InputError, match="contiguous"):
+        kernel(**{**inputs, "q": inputs["q"].transpose(0, 1).contiguous().transpose(0, 1)})
+    with pytest.raises(UnsupportedError, match="no backward yet"):
+        kernel(**{**inputs, "q": inputs["q"].clone().requires_grad_()})
+
+
+def test_the_operator_passes_opcheck_and_compiles(case: Any) -> None:
+    kernel, inputs = case
+    torch.library.opcheck(kernel.op, tuple(inputs.values()))
+    compiled = torch.compile(lambda q, k, v: kernel(q, k, v) * 2, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(**inputs), kernel(**inputs) * 2)
