@@ -19,8 +19,8 @@ def table() -> str:
         report = json.loads(path.read_text())
         m = report["machine"]
         parts.append(
-            f"{m['cpu']} ({m['arch']}), {m['threads']} threads, torch {m['torch']}, {m['date']}, float32; "
-            f"`make bench`, `{path.relative_to(ROOT)}`.\n"
+            f"{m['cpu']} ({m['arch']}), {m['threads']} threads, torch {m['torch']}, float32, "
+            f"{m['date']}; `make bench`, `{path.relative_to(ROOT)}`.\n"
         )
         parts.append("| workload | ms | GFLOP/s | best torch formulation | ms | ratio | peak MiB |")
         parts.append("|---|---|---|---|---|---|---|")

@@ -83,7 +83,7 @@ def test_bad_calls_say_what_is_wrong(case: Any) -> None:
     kernel, inputs = case
     with pytest.raises(InputError, match="argument 'v' is missing"):
         kernel(inputs["q"], inputs["k"])
-    with pytest.raises(InputError, match="expected torch.float32"):
+    with pytest.raises(InputError, match=r"expected torch\.float32"):
         kernel(**{**inputs, "q": inputs["q"].double()})
     with pytest.raises(InputError, match="contiguous"):
         kernel(**{**inputs, "q": inputs["q"].transpose(0, 1).contiguous().transpose(0, 1)})
