@@ -1,158 +1,77 @@
-"""Tune a pattern: every task with more than one candidate gets a share of the budget and a race."""
+"""Tune a plan: every task with more than one candidate gets a share of the budget and a race."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from sparsegen import arch as archs
-from sparsegen import patterns
 from sparsegen.arch import Arch
-from sparsegen.dsl.pattern import Hyper, Pattern
-from sparsegen.errors import BindingError
-from sparsegen.ir.program import Program
-from sparsegen.lowering.binding import Binding, Layout
-from sparsegen.lowering.partition import partition
+from sparsegen.errors import BindingError, did_you_mean
 from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.tasks import Task
-from sparsegen.tuning import database, records
-from sparsegen.tuning.candidates import space_of
+from sparsegen.tuning import lists, records
+from sparsegen.tuning.candidates import folders, space_of, toolchain
 from sparsegen.tuning.isolated import Isolated
+from sparsegen.tuning.job import Job
 from sparsegen.tuning.process import Workers
-from sparsegen.tuning.records import Key, Sizes, Writer
-from sparsegen.tuning.result import TaskResult, TuneResult
-from sparsegen.tuning.show import Show, quiet
-from sparsegen.tuning.space import History, Space
+from sparsegen.tuning.race import FINAL_SHARE, Choice, Proposer, Race
+from sparsegen.tuning.records import Key, Origin, Record, Sizes, Writer, task_hash
+from sparsegen.tuning.result import TaskResult, TuneResult, tuned, untuned
+from sparsegen.tuning.show import Show
+from sparsegen.tuning.space import Candidate, History, Outcome, Rejected, Space
 from sparsegen.tuning.strategies import STRATEGIES
 
 NEGLIGIBLE = 0.02
 """A task with less than this share of the time keeps its default."""
 
 
-def tune(
-    pattern: Pattern | Program | str,
+def search(
+    plan: Plan,
+    arch: Arch,
+    sizes: Sizes,
     *,
-    sizes: Mapping[str, int],
-    target: str = "cpu",
-    dtype: str = "float32",
-    dtypes: Mapping[str, str] | None = None,
-    layout: Layout = "sequence",
-    page_size: int = 0,
-    scale: float | None = None,
-    budget: float = 60.0,
+    budget: float,
+    path: Path,
     strategy: str = "evolutionary",
     distribution: str = "uniform",
-    records: str | Path | None = None,
-    tasks: tuple[str, ...] | None = None,
+    tasks: Collection[str] | None = None,
     seed: int = 0,
     show: Show | None = None,
-    **hyper: Hyper,
 ) -> TuneResult:
-    """Search for the fastest knobs of each kernel, and record them for `sg.compile` to find.
-
-    Every candidate is built and run in a process of its own, checked against the float64 reference
-    and only then timed, in rounds that interleave it with the default. The default stays unless it
-    is beaten by more than the noise.
+    """Search for the fastest knobs of each task of a plan, and record them in `path`.
 
     Args:
-        pattern: a pattern, a program, or the name of a shipped pattern.
-        sizes: the extent of every letter, those of the sequences too; `B` is the number of
-            sequences, if it is no letter of the pattern (default 1).
-        target: "cpu" or the name of an architecture this machine can run.
+        arch: this machine, or what it can run; `cores` says how many threads kernels use.
         budget: seconds, compiling included.
-        distribution: where gathered keys lie: uniform, local, clustered or trace:FILE.npy.
-        records: the file to append to and to resume from (default: the user's own).
-        tasks: names of the tasks to tune (default: all with a space).
+        distribution: where gathered keys lie; see `lists`.
+        tasks: names of the tasks to tune (default: all that have a choice).
 
     Raises:
-        BindingError: the sizes do not fit, or a name is unknown.
+        BindingError: an argument is not known.
         TuningError: every candidate of a task was rejected.
     """
     started = time.monotonic()
-    program = _program(pattern, hyper)
-    plan, extents = _bind(program, sizes, dtype, dtypes or {}, layout, page_size, scale)
-    machine = _machine(target)
-    path = Path(records) if records is not None else database.user_file()
-    search = _Search(
-        plan=plan,
-        machine=machine,
-        sizes=extents,
-        distribution=distribution,
-        strategy=strategy,
-        path=path,
-        show=show or quiet(),
-        deadline=started + budget,
-        rng=Random(seed),
-    )
-    results = search.run(_wanted(plan, tasks))
-    return TuneResult(tasks=results, seconds=time.monotonic() - started, records=str(path))
-
-
-def _program(pattern: Pattern | Program | str, hyper: Mapping[str, Hyper]) -> Program:
-    if isinstance(pattern, Program):
-        if hyper:
+    if not budget > 0:
+        raise BindingError(f"budget={budget!r}: a search takes a positive number of seconds")
+    lists.label(distribution)
+    names = [t.name for t in plan.tasks]
+    for name in tasks or ():
+        if name not in names:
             raise BindingError(
-                f"{pattern.name} is traced, {', '.join(hyper)} cannot change any more",
-                hint="pass the pattern instead of its program",
+                f"{plan.program.name} has no task {name!r}", hint=did_you_mean(name, names)
             )
-        return pattern
-    return (patterns.load(pattern) if isinstance(pattern, str) else pattern).trace(**hyper)
-
-
-def _bind(
-    program: Program,
-    sizes: Mapping[str, int],
-    dtype: str,
-    dtypes: Mapping[str, str],
-    layout: Layout,
-    page_size: int,
-    scale: float | None,
-) -> tuple[Plan, Sizes]:
-    sequence = (program.query, program.key)
-    letters = dict(sizes)
-    batch = letters.pop("B", 1) if "B" not in program.letters else 1
-    missing = [letter for letter in dict.fromkeys(sequence) if letter not in letters]
-    if missing:
-        raise BindingError(
-            f"tuning {program.name} needs the length of {', '.join(missing)}",
-            hint="pass sizes={" + ", ".join(f"{m!r}: 4096" for m in missing) + ", ...}",
-        )
-    extents = Sizes(batch=batch, query=letters[program.query], key=letters[program.key])
-    if min(dataclasses.astuple(extents)) < 1:
-        raise BindingError("lengths and the number of sequences are positive")
-    fixed = tuple(sorted((k, v) for k, v in letters.items() if k not in sequence))
-    binding = Binding(
-        dtype=dtype, layout=layout, page_size=page_size, sizes=fixed,
-        dtypes=tuple(sorted(dtypes.items())), scale=scale,
+    found = _Search(
+        plan=plan, machine=arch, sizes=sizes, distribution=distribution,
+        propose=STRATEGIES.require(strategy).propose, path=path, show=show or Show(),
+        deadline=started + budget, rng=Random(seed),
     )  # fmt: skip
-    return partition(program, binding), extents
-
-
-def _machine(target: str) -> Arch:
-    host = archs.host()
-    if target == "cpu":
-        return host
-    machine = archs.get(target)
-    missing = sorted(machine.features - host.features)
-    if machine.kind != "cpu" or missing:
-        raise BindingError(
-            f"{target} cannot be measured here: this machine is {host.name}",
-            hint=f"tune on such a machine, or for {host.name!r}",
-        )
-    return dataclasses.replace(machine, cores=host.cores)
-
-
-def _wanted(plan: Plan, names: tuple[str, ...] | None) -> tuple[Task, ...]:
-    known = {t.name: t for t in plan.tasks}
-    for name in names or ():
-        if name not in known:
-            raise BindingError(f"no task {name!r}", hint=f"the tasks are {', '.join(known)}")
-    return tuple(t for t in plan.tasks if names is None or t.name in names)
+    results = found.run(tuple(t for t in plan.tasks if tasks is None or t.name in tasks))
+    return TuneResult(tasks=results, seconds=time.monotonic() - started, records=str(path))
 
 
 @dataclass(kw_only=True)
@@ -173,7 +92,7 @@ class _Search:
     machine: Arch
     sizes: Sizes
     distribution: str
-    strategy: str
+    propose: Proposer
     path: Path
     show: Show
     deadline: float
@@ -181,27 +100,107 @@ class _Search:
 
     def run(self, tasks: tuple[Task, ...]) -> tuple[TaskResult, ...]:
         """Tune the tasks, those that take longest first, and return results in their order."""
-        propose = STRATEGIES.require(self.strategy).propose
         known = records.read(self.path)
         spaces = {t.name: space_of(t, self.machine) for t in tasks}
-        results = {t.name: _untuned(t, spaces[t.name], "there is one candidate") for t in tasks}
-        open_tasks = [t for t in tasks if len(spaces[t.name].candidates) > 1]
+        results = {t.name: untuned(t, spaces[t.name], "there is one candidate") for t in tasks}
         with ExitStack() as stack:
             writer = stack.enter_context(Writer(self.path))
-            workers = stack.enter_context(Workers(self.machine.cores or 1))
+            workers = stack.enter_context(Workers(self._threads))
             stack.enter_context(self.show)
-            entrants = [self._entrant(t, spaces[t.name], known, workers) for t in open_tasks]
+            entrants = [
+                self._entrant(t, spaces[t.name], known, workers)
+                for t in tasks
+                if len(spaces[t.name].candidates) > 1
+            ]
+            self.show.phase("building the defaults", self.deadline)
             self._probe(entrants, writer)
-            total = sum(e.micros for e in entrants)
-            left = total
+            total = left = sum(e.micros for e in entrants)
             for entrant in sorted(entrants, key=lambda e: -e.micros):
-                name = entrant.task.name
                 share, left = entrant.micros / max(left, 1e-9), left - entrant.micros
                 if entrant.micros < NEGLIGIBLE * total:
-                    why = f"it takes {entrant.micros / total:.1%} of the time"
-                    results[name] = _untuned(entrant.task, entrant.space, why)
+                    note = f"it takes {entrant.micros / total:.1%} of the time"
+                    results[entrant.task.name] = untuned(entrant.task, entrant.space, note)
                     continue
-                choice = self._race(entrant, propose, share, writer)
-                writer.write(self._record(entrant, "choice", choice.candidate, _final(choice)))
-                results[name] = _result(entrant, choice)
+                choice = self._race(entrant, share, writer)
+                results[entrant.task.name] = tuned(
+                    entrant.task, entrant.space, choice, entrant.history
+                )
         return tuple(results[t.name] for t in tasks)
+
+    @property
+    def _threads(self) -> int:
+        return self.machine.cores or 1
+
+    def _entrant(self, task: Task, space: Space, known: list[Record], workers: Workers) -> _Entrant:
+        key = Key(
+            task=task_hash(task),
+            sizes=self.sizes,
+            distribution=lists.label(self.distribution) if task.lists else "none",
+            arch=self.machine.name,
+            threads=self._threads,
+            toolchain=toolchain(c.schedule for c in space.candidates),
+        )
+        job = Job(
+            program=self.plan.program.to_json(),
+            binding=self.plan.binding.to_json(),
+            task=task.name,
+            arch=self.machine.name,
+            threads=self._threads,
+            sizes=self.sizes,
+            distribution=self.distribution,
+            folders=folders(),
+        )
+        runner = Isolated(job, workers, self.path.parent / "quarantine")
+        seen = records.seen(known, key)
+        history = History({c: seen[c] for c in space.candidates if c in seen})
+        return _Entrant(task=task, space=space, key=key, runner=runner, history=history)
+
+    def _probe(self, entrants: list[_Entrant], writer: Writer) -> None:
+        """Time every default once: the budget is shared out in that proportion."""
+        for entrant in entrants:
+            default = entrant.space.default
+            if isinstance(entrant.history.outcomes.get(default), Rejected):
+                continue
+            for _, rejected in entrant.runner.prepare([default], self.deadline):
+                found = rejected or entrant.runner.round([default])[default]
+                if isinstance(found, Rejected):
+                    entrant.history.outcomes[default] = found
+                    writer.write(self._record(entrant, "candidate", default, found))
+                else:
+                    entrant.micros = found
+        # A default that does not work leaves its task without a time; it needs the search most.
+        longest = max((e.micros for e in entrants), default=0.0)
+        for entrant in entrants:
+            entrant.micros = entrant.micros or longest or 1.0
+
+    def _race(self, entrant: _Entrant, share: float, writer: Writer) -> Choice:
+        now = time.monotonic()
+        seconds = max(0.0, self.deadline - now) * share
+        self.show.phase(entrant.task.name, now + seconds)
+        choice = Race(
+            space=entrant.space,
+            propose=self.propose,
+            runner=entrant.runner,
+            history=entrant.history,
+            record=lambda c, o: writer.write(self._record(entrant, "candidate", c, o)),
+            deadline=now + seconds,
+            reserve=FINAL_SHARE * seconds,
+            rng=self.rng,
+            observer=self.show,
+        ).run()
+        if choice.final is not None:
+            writer.write(self._record(entrant, "choice", choice.candidate, choice.final))
+        return choice
+
+    def _record(
+        self, entrant: _Entrant, what: str, candidate: Candidate, outcome: Outcome
+    ) -> Record:
+        origin = Origin(
+            program=self.plan.program.name,
+            program_hash=self.plan.program.hash,
+            binding=json.loads(self.plan.binding.to_json()),
+            task=entrant.task.name,
+        )
+        return Record(
+            what=what, key=entrant.key, origin=origin, candidate=candidate, outcome=outcome
+        )
