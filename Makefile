@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 export TVM_BACKTRACE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint check fix test gpu bench snapshots wheel
+.PHONY: help demo lint check fix test thorough gpu bench snapshots wheel
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,7 +41,10 @@ fix: $(INSTALLED) ## Format, and repair what ruff can repair
 	$(BIN)/ruff check --fix .
 
 test: $(INSTALLED) ## Run the unit and compile tests
-	$(BIN)/pytest tests/unit tests/compile -n $(JOBS) $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/unit tests/compile -m "not thorough" -n $(JOBS) $(PYTEST_FLAGS)
+
+thorough: $(INSTALLED) ## Compile every pattern at every test shape, layout and dtype
+	$(BIN)/pytest tests/compile -m thorough -n $(JOBS) $(PYTEST_FLAGS)
 
 gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest tests -m gpu $(PYTEST_FLAGS)

@@ -22,7 +22,24 @@ TOLERANCE = {
     torch.bfloat16: (2e-4, 2**-7),
 }
 
-CASES = [(n, c) for n in patterns.names() for c in patterns.configs(n, test=True)]
+THOROUGH = pytest.mark.thorough
+# Compiling is what these tests take their time for: the first shapes and the packed layout run
+# always, the rest with `make thorough`.
+CASES = [
+    pytest.param(n, c, id=f"{n}-{c}", marks=[] if at < 1 else THOROUGH)
+    for n in patterns.names()
+    for at, c in enumerate(patterns.configs(n, test=True))
+]
+LAYOUTS = [
+    pytest.param(n, x, id=f"{n}-{x}", marks=[] if x == "ragged" or n == "dsa" else THOROUGH)
+    for n in patterns.names()
+    for x in ("dense", "ragged", "paged")
+]
+NARROW = [
+    pytest.param(n, d, id=f"{n}-{d}", marks=[] if n in ("dsa", "mla_decode") else THOROUGH)
+    for n in patterns.names()
+    for d in (torch.bfloat16, torch.float16)
+]
 # Patterns that tie both sequences to one letter, or that place blocks of queries, take no offset.
 UNPAGED = {n for n in patterns.names() if (p := patterns.load(n).program).query == p.key}
 
@@ -63,15 +80,14 @@ def compiled(name: str, config: Config, **options: Any) -> tuple[Program, Any]:
     return program, kernel
 
 
-@pytest.mark.parametrize(("name", "config"), CASES, ids=[f"{n}-{c}" for n, c in CASES])
+@pytest.mark.parametrize(("name", "config"), CASES)
 def test_one_sequence(name: str, config: Config) -> None:
     program, kernel = compiled(name, config)
     inputs = inputs_of(program, dict(config.sizes), torch.float32)
     assert_close(kernel(**inputs), sg.reference(program, as_numpy(inputs)), torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", patterns.names())
+@pytest.mark.parametrize(("name", "dtype"), NARROW)
 def test_narrow_dtypes(name: str, dtype: torch.dtype) -> None:
     config = patterns.configs(name, test=True)[0]
     program, kernel = compiled(name, config, dtype=str(dtype).removeprefix("torch."))
@@ -79,8 +95,7 @@ def test_narrow_dtypes(name: str, dtype: torch.dtype) -> None:
     assert_close(kernel(**inputs), sg.reference(program, as_numpy(inputs)), dtype)
 
 
-@pytest.mark.parametrize("layout", ["dense", "ragged", "paged"])
-@pytest.mark.parametrize("name", patterns.names())
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_batches(name: str, layout: str) -> None:
     if layout == "paged" and name in UNPAGED:
         pytest.skip("queries and keys share one axis, which cannot be paged")
@@ -186,6 +201,7 @@ def paged(parts: list[torch.Tensor], page: int, seed: int) -> tuple[torch.Tensor
     return pages, table
 
 
+@pytest.mark.thorough
 @settings(max_examples=12)
 @given(
     name=st.sampled_from(sorted(set(patterns.names()) - UNPAGED)),
