@@ -49,7 +49,7 @@ class TaskResult:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneResult:
-    """What was chosen for each task of a pattern, the `seconds` it took, and where it is recorded."""
+    """What was chosen for each task, the `seconds` it took, and the file that records it."""
 
     tasks: tuple[TaskResult, ...]
     seconds: float

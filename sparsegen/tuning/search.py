@@ -6,10 +6,11 @@ import json
 import time
 from collections.abc import Collection
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
 
+from sparsegen import arch as archs
 from sparsegen.arch import Arch
 from sparsegen.errors import BindingError, did_you_mean
 from sparsegen.lowering.plan import Plan
@@ -56,8 +57,12 @@ def search(
         TuningError: every candidate of a task was rejected.
     """
     started = time.monotonic()
+    arch = _measurable(arch)
     if not budget > 0:
         raise BindingError(f"budget={budget!r}: a search takes a positive number of seconds")
+    for name, extent in asdict(sizes).items():
+        if not isinstance(extent, int) or extent < 1:
+            raise BindingError(f"{extent!r} is no number of {name} rows to tune for")
     lists.label(distribution)
     names = [t.name for t in plan.tasks]
     for name in tasks or ():
@@ -72,6 +77,17 @@ def search(
     )  # fmt: skip
     results = found.run(tuple(t for t in plan.tasks if tasks is None or t.name in tasks))
     return TuneResult(tasks=results, seconds=time.monotonic() - started, records=str(path))
+
+
+def _measurable(arch: Arch) -> Arch:
+    """Return an architecture with the cores of this machine, which must be able to run it."""
+    host = archs.host()
+    if arch.kind != "cpu" or not arch.features <= host.features:
+        raise BindingError(
+            f"{arch.name} cannot be measured here: this machine is {host.name}",
+            hint=f"tune on such a machine, or for {host.name!r}",
+        )
+    return replace(arch, cores=host.cores)
 
 
 @dataclass(kw_only=True)
