@@ -17,7 +17,7 @@ PRIORITY = 1000
 
 @dataclass(frozen=True)
 class Knobs:
-    """`repeats` times the work there is; `fault` is one of "", crash, hang, wrong, bounds, build."""
+    """Do the work `repeats` times; `fault`: "", crash, hang, wrong, bounds or build."""
 
     repeats: int = 8
     fault: str = ""
@@ -56,9 +56,9 @@ def apply(task: ProjectTask, knobs: Knobs, arch: Arch) -> tvm.IRModule:
         batch1 = T.int64()
         batch = T.int64()
         rows = T.int64()
-        CQ = T.match_buffer(cu_q, (batch1,), "int32", align=4)
-        CK = T.match_buffer(cu_k, (batch1,), "int32", align=4)
-        QO = T.match_buffer(q_off, (batch,), "int32", align=4)
+        T.match_buffer(cu_q, (batch1,), "int32", align=4)
+        T.match_buffer(cu_k, (batch1,), "int32", align=4)
+        T.match_buffer(q_off, (batch,), "int32", align=4)
         X = T.match_buffer(x, (rows, heads, dim), "float32", align=4)
         W = T.match_buffer(w, (heads, dim, wide), "float32", align=4)
         O = T.match_buffer(out, (rows, heads, wide), "float32", align=4)  # noqa: E741
