@@ -40,11 +40,11 @@ fix: $(INSTALLED) ## Format, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(INSTALLED) ## Run the unit and compile tests
-	$(BIN)/pytest tests/unit tests/compile -m "not thorough" -n $(JOBS) $(PYTEST_FLAGS)
+test: $(INSTALLED) ## Run the unit tests
+	$(BIN)/pytest tests/unit -n $(JOBS) $(PYTEST_FLAGS)
 
 thorough: $(INSTALLED) ## Compile every pattern at every test shape, layout and dtype
-	$(BIN)/pytest tests/compile -m thorough -n $(JOBS) $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/compile -n $(JOBS) $(PYTEST_FLAGS)
 
 gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest tests -m gpu $(PYTEST_FLAGS)

@@ -213,7 +213,9 @@ class AttendKernel:
                     total = total + load(parts, at + tile.rows + v, lanes=width) * add
                     store(state.peak, peak, v)
                     store(state.total, total, v)
-                    to = T.bind(tile.place(n, self.dim, 0))
+                    # The vector's place in [sub-tile][dim][lanes].
+                    to = T.bind(n // tile.vectors * (self.dim * tile.lanes))
+                    to = T.bind(to + n % tile.vectors * width)
                     with T.serial(self.dim) as d:
                         o = to + d * tile.lanes
                         part = load(parts, at + 2 * tile.rows + o, lanes=width) * add
