@@ -1,43 +1,84 @@
-"""Write the benchmark table of README.md from the committed results.
+"""Write the tables of README.md: benchmarks from the committed results, support from the code.
 
 python -m benchmarks.readme
 """
 
 from __future__ import annotations
 
+import ast
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from sparsegen import arch, patterns
+from sparsegen.errors import SparsegenError
+from sparsegen.lowering.binding import LAYOUTS, Binding, Layout
+from sparsegen.lowering.partition import partition
+from sparsegen.runtime import catalog
+from sparsegen.runtime.describe import describe
+
 ROOT = Path(__file__).parents[1]
-BEGIN, END = "<!-- benchmarks -->\n", "<!-- /benchmarks -->"
+OURS = "sparsegen"
 
 
-def table() -> str:
-    """Return the table in Markdown, one per results file."""
-    parts = []
+def benchmarks() -> Iterator[str]:
+    """Yield a table for each file of results."""
     for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
         report = json.loads(path.read_text())
         m = report["machine"]
-        parts.append(
+        yield (
             f"{m['cpu']} ({m['arch']}), {m['threads']} threads, torch {m['torch']}, float32, "
-            f"{m['date']}; `make bench`, `{path.relative_to(ROOT)}`.\n"
+            f"{m['date']}, commit {m['commit']}; [{path.name}]({path.relative_to(ROOT)})."
         )
-        parts.append("| workload | ms | GFLOP/s | best torch formulation | ms | ratio | peak MiB |")
-        parts.append("|---|---|---|---|---|---|---|")
+        yield ""
+        yield (
+            "| workload | queries x keys | ms | GFLOP/s | best torch formulation | ms | speed-up "
+            "| peak MiB, ours / theirs |"
+        )
+        yield "|---|---|--:|--:|---|--:|--:|--:|"
         for r in report["workloads"]:
-            best, peak = r["best_peer"], r["peak_mib"]
-            parts.append(
-                f"| {r['name']} | {r['ms']['sparsegen']:.1f} | {r['gflops']:.0f} | {best} "
-                f"| {r['ms'][best]:.1f} | {r['ratio']:.2f}x | {peak['sparsegen']} / {peak[best]} |"
+            best, peak, sizes = r["best_peer"], r["peak_mib"], r["sizes"]
+            yield (
+                f"| {r['name']} | {sizes['T']} x {sizes['S']} | {r['ms'][OURS]:.1f} "
+                f"| {r['gflops']:.0f} | {best} | {r['ms'][best]:.1f} | {r['ratio']:.2f} "
+                f"| {peak[OURS]} / {peak[best]} |"
             )
-        parts.append("")
-    return "\n".join(parts)
+
+
+def support() -> Iterator[str]:
+    """Yield the layouts in which every task of a pattern has a schedule on any CPU."""
+    yield f"| pattern | | {' | '.join(LAYOUTS)} |"
+    yield "|---|---|" + ":-:|" * len(LAYOUTS)
+    for name in patterns.names():
+        file = patterns.path(name)
+        about = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+        marks = " | ".join("yes" if runs(name, layout) else "no" for layout in LAYOUTS)
+        yield f"| [{name}]({file.relative_to(ROOT)}) | {about.rstrip('.')} | {marks} |"
+
+
+def runs(name: str, layout: Layout) -> bool:
+    """Tell whether a pattern is lowered in a layout, for a CPU without any feature."""
+    config = patterns.configs(name, test=True)[0]
+    program = patterns.load(name).trace(**config.hyper)
+    axes = (program.query, program.key)
+    sizes = tuple((letter, n) for letter, n in config.sizes.items() if letter not in axes)
+    page = 16 if layout == "paged" else 0
+    try:
+        plan = partition(program, Binding(layout=layout, page_size=page, sizes=sizes))
+        catalog.choose_all(plan.tasks, arch.get("generic"))
+        describe(plan, name)
+    except SparsegenError:
+        return False
+    return True
 
 
 def rendered(text: str) -> str:
-    """Return the README with its table replaced."""
-    head, rest = text.split(BEGIN)
-    return head + BEGIN + table() + "\n" + END + rest.split(END)[1]
+    """Return the README with its tables replaced."""
+    for name, lines in (("benchmarks", benchmarks()), ("support", support())):
+        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        head, rest = text.split(begin)
+        text = head + begin + "\n".join(lines) + "\n" + end + rest.split(end)[1]
+    return text
 
 
 if __name__ == "__main__":

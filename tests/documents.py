@@ -15,6 +15,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from sparsegen import arch, patterns
+from sparsegen.runtime import catalog
+
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(.*?)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
@@ -65,13 +68,25 @@ def run(document: Path, folder: Path, *, kernels: bool) -> None:
     Errors of a pattern speak of `example.py` and count lines from the start of the block.
     """
     scope: dict[str, Any] = {"__name__": "example"}
-    with contextlib.chdir(folder):
+    with contextlib.chdir(folder), kept_plugins():
         for block in blocks(document):
             if block.file is not None:
                 Path(block.file).parent.mkdir(parents=True, exist_ok=True)
                 Path(block.file).write_text(block.text)
             elif kernels or not block.kernel:
                 _run(block, scope, f"{document.name}:{block.line}")
+
+
+@contextlib.contextmanager
+def kept_plugins() -> Iterator[None]:
+    """Forget the folders of plug-ins that were registered meanwhile."""
+    registries = (patterns._PLUGINS, arch._PLUGINS, catalog._PLUGINS)
+    before = [list(registry._extra) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, folders in zip(registries, before, strict=True):
+            registry._extra[:] = folders
 
 
 def _run(block: Block, scope: dict[str, Any], where: str) -> None:
