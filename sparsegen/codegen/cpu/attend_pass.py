@@ -15,6 +15,7 @@ from sparsegen.codegen.cpu.rows import (
 )
 from sparsegen.codegen.cpu.stream import Bounds, Chunk, Items
 from sparsegen.codegen.cpu.tile import Column, Lanes, load_queries, store_outputs
+from sparsegen.codegen.cpu.vec import widened
 from sparsegen.codegen.exprs import Env, emit
 from sparsegen.codegen.tvm import (
     Memory,
@@ -316,9 +317,10 @@ class Pass:
         if task.sink is not None:
             flat = arguments[task.sink].flat
 
+            dtype = task.sink.dtype
+
             def sink(at: Value) -> Value:
-                value = gather(flat, load(self.lanes.head, at, lanes=width))
-                return cast(value, "float32")
+                return widened(gather(flat, load(self.lanes.head, at, lanes=width)), dtype)
 
         scale, lse = attention.finish(state, self.kernel.natural, sink, self.kernel.arch)
         o = arguments[task.o]

@@ -158,8 +158,16 @@ def sigmoid(x: Value) -> Value:
 
 def load_f32(buffer: Memory, dtype: str, *index: Value, lanes: int = 1) -> Value:
     """Read consecutive elements of a float32, bfloat16 or float16 buffer as float32."""
-    value = load(buffer, *index, lanes=lanes)
-    return value if dtype == "float32" else cast(value, "float32")
+    return widened(load(buffer, *index, lanes=lanes), dtype)
+
+
+def widened(value: Value, dtype: str) -> Value:
+    """Convert float32, bfloat16 or float16 values to float32."""
+    if dtype != "bfloat16":
+        return value if dtype == "float32" else cast(value, "float32")
+    # TVM leaves a cast from bfloat16 alone inside T.bind, and then converts its bits as a number.
+    bits = cast(reinterpret(value, "uint16"), "uint32")
+    return reinterpret(T.shift_left(bits, const(16, "uint32", lanes_of(value))), "float32")
 
 
 def store_f32(buffer: Memory, dtype: str, value: Value, *index: Value) -> None:
