@@ -56,7 +56,7 @@ from sparsegen.errors import (
 from sparsegen.ir.program import Program
 
 if TYPE_CHECKING:
-    from sparsegen.api import compile, partition
+    from sparsegen.api import compile, partition, tune
     from sparsegen.bundle import export, load
     from sparsegen.oracle import reference
     from sparsegen.runtime.catalog import Schedule
@@ -73,6 +73,7 @@ _LAZY = {
     "load": "sparsegen.bundle",
     "partition": "sparsegen.api",
     "reference": "sparsegen.oracle",
+    "tune": "sparsegen.api",
 }
 
 __all__ = [
@@ -81,7 +82,7 @@ __all__ = [
     "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "export",
     "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
     "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
-    "softmax", "sqrt", "sum", "tanh", "where",
+    "softmax", "sqrt", "sum", "tanh", "tune", "where",
 ]  # fmt: skip
 
 

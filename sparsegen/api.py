@@ -18,10 +18,14 @@ from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.resolve import sizes_of
 
 if TYPE_CHECKING:
-    from sparsegen.runtime.catalog import Overrides
-    from sparsegen.runtime.kernel import Kernel
+    from collections.abc import Collection
+    from pathlib import Path
 
-__all__ = ["Request", "arch_of", "compile", "partition", "program_of"]
+    from sparsegen.runtime.catalog import Overrides, Schedule
+    from sparsegen.runtime.kernel import Kernel
+    from sparsegen.tuning.result import TuneResult
+
+__all__ = ["Request", "arch_of", "compile", "partition", "program_of", "tune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +132,9 @@ def compile(
         sizes: extents of the letters other than the sequence axes. Without them, each call with new
             sizes compiles a kernel (or takes it from the cache).
         dtypes: of single inputs, by name.
-        schedule: how to lower: one `Schedule`, or several by task name or family; by default the
-            knobs that the schedule computes for the task.
+        schedule: how to lower: one `Schedule`, or several by task name or family; by default what
+            `tune` recorded for the task on this architecture, or the knobs that the schedule
+            computes.
         **hyper: hyperparameters of the pattern. `scale`, where the pattern has no hyperparameter of
             that name, is the softmax scale of every verb that states none.
 
@@ -232,4 +237,84 @@ def arch_of(target: str) -> Arch:
 def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
-    return compile_plan(request.plan(sizes), request.arch, request.schedule)
+    plan = request.plan(sizes)
+    overrides = _recorded(plan, request.arch) if request.schedule is None else request.schedule
+    return compile_plan(plan, request.arch, overrides)
+
+
+def _recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:
+    """Return what tuning chose for the tasks of a plan, as far as it is recorded."""
+    from sparsegen.tuning.database import lookup
+
+    found = {task.name: lookup(task, plan.binding, arch) for task in plan.tasks}
+    return {name: schedule for name, schedule in found.items() if schedule is not None}
+
+
+def tune(
+    pattern: Pattern | Program | str,
+    target: str = "cpu",
+    *,
+    sizes: Mapping[str, int],
+    dtype: str = "float32",
+    layout: Layout = "sequence",
+    page_size: int = 0,
+    dtypes: Mapping[str, str] | None = None,
+    budget: float = 60.0,
+    strategy: str = "evolutionary",
+    distribution: str = "uniform",
+    records: str | Path | None = None,
+    tasks: Collection[str] | None = None,
+    seed: int = 0,
+    **hyper: Any,
+) -> TuneResult:
+    """Search for the fastest schedule of each kernel of a pattern; `compile` finds the records.
+
+    Candidates are built and run in processes of their own, checked against the float64 reference
+    before they are timed, and timed in rounds beside the default, which stays unless it is beaten
+    by more than the noise. On a terminal a line shows how far the search is.
+
+    Args:
+        pattern, target, dtype, layout, page_size, dtypes, hyper: as for `compile`.
+        sizes: the extents of all letters, the sequence axes included; `B`, if it is no letter of
+            the pattern, is the number of sequences (default 1).
+        budget: seconds, compiling included.
+        strategy: "evolutionary", "random", "exhaustive" or another file of tuning/strategies.
+        distribution: where gathered keys lie: "uniform", "local", "clustered" or "trace:FILE.npy"
+            with indices [rows, ..., width] recorded from a model.
+        records: the file to append to and to resume from (default: the user's own, which `compile`
+            reads).
+        tasks: names of the tasks to tune (default: all that have a choice).
+
+    Raises:
+        BindingError: a name or value does not fit the pattern or this machine.
+        TuningError: every candidate of a task was rejected, or the records cannot be read.
+    """
+    from pathlib import Path
+
+    from sparsegen.tuning import database
+    from sparsegen.tuning.records import Sizes
+    from sparsegen.tuning.search import search
+
+    request = request_of(
+        pattern, target, dtype=dtype, layout=layout, page_size=page_size, dtypes=dtypes, **hyper
+    )
+    program, letters = request.program, dict(sizes)
+    batch = letters.pop("B", 1) if "B" not in program.letters else 1
+    axes = dict.fromkeys((program.query, program.key))
+    if missing := [letter for letter in axes if letter not in letters]:
+        raise BindingError(
+            f"tuning {program.name} needs the length of {', '.join(missing)}",
+            hint=f"pass sizes={{{missing[0]!r}: 4096, ...}}",
+        )
+    lengths = {letter: letters.pop(letter) for letter in axes}
+    return search(
+        request.plan(letters),
+        request.arch,
+        Sizes(batch=batch, query=lengths[program.query], key=lengths[program.key]),
+        budget=budget,
+        strategy=strategy,
+        distribution=distribution,
+        path=Path(records) if records is not None else database.user_file(),
+        tasks=tasks,
+        seed=seed,
+    )

@@ -19,7 +19,7 @@ from sparsegen.errors import TuningError
 from sparsegen.tuning.space import Candidate, History, Measured, Outcome, Rejected, Space
 
 BATCH = 8
-"""Candidates prepared together; while one batch is measured nothing is compiled."""
+"""Most candidates prepared together; while one batch is measured nothing is compiled."""
 HEATS = (1, 2, 4)
 """Rounds of a batch; after each heat the slower half leaves."""
 HOPELESS = 1.5
@@ -108,11 +108,17 @@ class Race:
         anchor = self._anchor()
         if anchor is None:
             return self._keep("the budget ended before the default was built")
-        while self.clock() < self.deadline - self.reserve:
-            batch = self.propose(self.space, self.history, BATCH, self.rng)
+        count = BATCH // 2
+        while (start := self.clock()) < self.deadline - self.reserve:
+            batch = self.propose(self.space, self.history, count, self.rng)
             if not batch:
                 break
-            self._heats(anchor, [c for c in self._prepare(batch) if c != anchor])
+            alive = [c for c in self._prepare(batch) if c != anchor]
+            # Half of what is left may go into building the next batch, the rest is for measuring.
+            left = self.deadline - self.reserve - self.clock()
+            pace = max(self.clock() - start, 1e-9) / len(batch)
+            count = max(1, min(BATCH, int(left / 2 / pace)))
+            self._heats(anchor, alive)
         return self._final(anchor)
 
     def _anchor(self) -> Candidate | None:
@@ -217,15 +223,17 @@ class Race:
             return Choice(
                 candidate=best, default=anchor, final=results[best], noise=noise, why="faster"
             )
-        gain = max(0.0, 1 - results[best].ratio)
-        return self._keep(
-            f"the best other candidate gains {gain:.1%}, the noise is {noise:.1%}", anchor, noise
-        )
+        base = results[best].anchor
+        return Choice(
+            candidate=anchor, default=anchor, final=Measured(base, base), noise=noise,
+            why=f"the best other candidate gains {max(0.0, 1 - results[best].ratio):.1%}, "
+            f"the noise is {noise:.1%}",
+        )  # fmt: skip
 
-    def _keep(self, why: str, anchor: Candidate | None = None, noise: float = 0.0) -> Choice:
+    def _keep(self, why: str, anchor: Candidate | None = None) -> Choice:
         used = anchor or self.space.default
         final = self.history.measured.get(used)
-        return Choice(candidate=used, default=used, final=final, noise=noise, why=why)
+        return Choice(candidate=used, default=used, final=final, noise=0.0, why=why)
 
     def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
         self.history.outcomes[candidate] = outcome

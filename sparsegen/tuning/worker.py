@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -28,7 +27,7 @@ from sparsegen.tuning import cases, memory
 from sparsegen.tuning.job import Job
 from sparsegen.tuning.packing import Array
 
-_SAMPLE_SECONDS = 0.01
+_SAMPLE_SECONDS = 0.1
 _MOST_CALLS = 5
 _PR_SET_PDEATHSIG = 1
 
@@ -91,7 +90,7 @@ class Worker:
         return None
 
     def do_time(self, name: str) -> dict[str, Any]:
-        """Return the median time of a few calls in microseconds, each from a cold cache."""
+        """Return the least time of a few calls in microseconds, each from a cold cache."""
         kernel, arguments = self._kernels[name], self._calls[-1].arguments
         times = [self._once(kernel, arguments)]
         if name not in self._calls_per_sample:
@@ -101,7 +100,7 @@ class Worker:
             self._calls_per_sample[name] = max(1, min(_MOST_CALLS, round(calls)))
         while len(times) < self._calls_per_sample[name]:
             times.append(self._once(kernel, arguments))
-        return {"micros": median(times) * 1e6}
+        return {"micros": min(times) * 1e6}
 
     def _once(self, kernel: Callable[..., object], arguments: list[Any]) -> float:
         if self._sweep:

@@ -27,7 +27,7 @@ NAMES = {
     "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "export",
     "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
     "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
-    "softmax", "sqrt", "sum", "tanh", "where",
+    "softmax", "sqrt", "sum", "tanh", "tune", "where",
 }  # fmt: skip
 
 
