@@ -14,6 +14,11 @@ from tests.unit.oracles import Array, masked
 RNG = np.random.default_rng(7)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order() -> None:
+    RNG.bit_generator.state = np.random.default_rng(7).bit_generator.state
+
+
 def normal(*shape: int) -> Array:
     return RNG.standard_normal(shape)
 
