@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from sparsegen.errors import SparsegenError
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except SparsegenError as error:
+        if error.at is not None and Path(error.at.file).resolve() == Path(sys.argv[0]).resolve():
+            error.at = None  # the place is the command itself, which is no place to look
         return _report(str(error), None if error.hint else "`sparsegen doctor` may say more")
     except BrokenPipeError:
         # The reader of a pipe went away; what Python still flushes at exit must go nowhere.

@@ -20,6 +20,7 @@ from sparsegen.runtime import cache, catalog
 from sparsegen.tuning import records
 from sparsegen.tuning.candidates import toolchain
 from sparsegen.tuning.records import Record, Sizes, task_hash
+from sparsegen.tuning.space import Measured
 
 log = logging.getLogger("sparsegen")
 
@@ -41,7 +42,7 @@ def shipped_files() -> tuple[Path, ...]:
 def lookup(
     task: Task, binding: Binding, arch: Arch, sizes: Mapping[str, int] | None = None
 ) -> catalog.Schedule | None:
-    """Return the schedule that tuning chose for a task, or None where nothing is recorded.
+    """Return the schedule that tuning chose for a task; None for the default, or without a record.
 
     Args:
         task, binding: what is compiled; the binding counts as far as the task depends on it.
@@ -54,6 +55,8 @@ def lookup(
     """
     key = task_hash(task)
     for record in sorted(_choices(key, arch), key=lambda r: _rank(r, arch, sizes or {})):
+        if _kept_default(record):
+            return None
         schedule = catalog.Schedule(record.candidate.schedule, **dict(record.candidate.knobs))
         if _still_fits(record, task, arch, schedule):
             return schedule
@@ -105,6 +108,12 @@ def _distance(tuned: Sizes, sizes: Mapping[str, int]) -> float:
     )
     pairs = zip(wanted.bucket, tuned.bucket, strict=True)
     return float(sum(abs(a - b) for a, b in pairs))
+
+
+def _kept_default(record: Record) -> bool:
+    """Tell whether nothing beat the default, which may be another one by now."""
+    outcome = record.outcome
+    return isinstance(outcome, Measured) and outcome.samples == outcome.anchor
 
 
 def _still_fits(record: Record, task: Task, arch: Arch, schedule: catalog.Schedule) -> bool:

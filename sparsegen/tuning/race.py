@@ -20,10 +20,10 @@ from sparsegen.tuning.space import Candidate, History, Measured, Outcome, Reject
 
 BATCH = 8
 """Most candidates prepared together; while one batch is measured nothing is compiled."""
-HEATS = (1, 2, 4)
+HEATS = (2, 3, 4)
 """Rounds of a batch; after each heat the slower half leaves."""
 HOPELESS = 1.5
-"""A candidate this much slower than the fastest one leaves after its first round."""
+"""A candidate this much slower than the fastest one leaves after its first heat."""
 FINALISTS = 3
 FINAL_ROUNDS = 15
 FINAL_SHARE = 0.2

@@ -1,12 +1,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from random import Random
 
 import pytest
 
 from sparsegen.errors import TuningError
 from sparsegen.tuning.race import Choice, Race, noise_of
-from sparsegen.tuning.records import Key, Origin, Record, Sizes
+from sparsegen.tuning.records import Key, Origin, Record, Sizes, read
 from sparsegen.tuning.replay import Replay
 from sparsegen.tuning.space import Candidate, History, Measured, Outcome, Rejected, Space
 from sparsegen.tuning.strategies import STRATEGIES
@@ -204,3 +205,19 @@ def test_static_reasons_are_counted() -> None:
     a = candidate(1, 16, False)
     space = Space((a,), excluded=((a, "too big"), (a, "odd"), (a, "too big")))
     assert list(space.reasons().items()) == [("too big", 2), ("odd", 1)]
+
+
+# --- a space recorded on a real machine ---------------------------------------------------------
+
+REAL = Path(__file__).parent / "data" / "attend_cpu.jsonl"
+
+
+@pytest.mark.parametrize("strategy", list(STRATEGIES))
+def test_on_a_recorded_space_no_strategy_ends_far_from_the_best(strategy: str) -> None:
+    recorded = [r for r in read(REAL) if r.what == "candidate"]
+    times = {r.candidate: r.outcome.micros for r in recorded if isinstance(r.outcome, Measured)}
+    share = 1.0 if strategy == "exhaustive" else 0.5
+    runner = Replay(recorded, build_seconds=1.0)
+    choice, run = race(runner, strategy, 1.6 * share * len(times))
+    assert len(run.history) >= 0.4 * share * len(times)
+    assert times[choice.candidate] < 1.2 * min(times.values())
