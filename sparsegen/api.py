@@ -149,6 +149,10 @@ def compile(
     )  # fmt: skip
     if sizes is None:
         return Specialising(request)
+    if not isinstance(sizes, Mapping):
+        raise BindingError(
+            f"sizes={sizes!r} is a {type(sizes).__name__}", hint='pass sizes={"D": 64, ...}'
+        )
     return _build(request, sizes)
 
 
@@ -165,6 +169,10 @@ def request_of(
 ) -> Request:
     """Return what `compile` was asked for, checked; the arguments are those of `compile`."""
     program, scale = program_of(pattern, **hyper)
+    if isinstance(schedule, str):
+        raise BindingError(
+            f"schedule={schedule!r} is a name", hint=f"pass schedule=sg.Schedule({schedule!r})"
+        )
     for what, value, known in (("dtype", dtype, DTYPES), ("layout", layout, LAYOUTS)):
         if value not in known:
             raise BindingError(
@@ -230,8 +238,19 @@ def _plain(hyper: dict[str, Any]) -> dict[str, Hyper]:
 
 
 def arch_of(target: str) -> Arch:
-    """Return the architecture a target names; "cpu" is this machine's."""
-    return archs.host() if target == "cpu" else archs.get(target)
+    """Return the architecture a target names; "cpu" is this machine's.
+
+    Raises:
+        BindingError: there is no such architecture, or this machine cannot run its code.
+    """
+    if target == "cpu":
+        return archs.host()
+    found = archs.get(target)
+    if reason := archs.unfit(found):
+        raise BindingError(
+            f"target={target!r}: {reason}", hint="compile on such a machine, or for target='cpu'"
+        )
+    return found
 
 
 def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:

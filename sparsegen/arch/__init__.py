@@ -114,6 +114,15 @@ def host() -> Arch:
     return dataclasses.replace(best, cores=_usable_cores())
 
 
+def unfit(arch: Arch) -> str | None:
+    """Return why this machine cannot run code for a CPU, or None."""
+    here = platform.machine()
+    if arch.machine not in (None, here):
+        return f"{arch.name} is for {arch.machine}, and this machine is {here}"
+    missing = sorted(arch.features - _cpu_flags())
+    return f"this machine lacks {', '.join(missing)}" if missing else None
+
+
 @functools.cache
 def _cpu_flags() -> frozenset[str]:
     """Return the feature flags the kernel reports of the first core; none outside Linux."""

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.errors import CompileError
+from sparsegen.errors import CompileError, SparsegenError
 from sparsegen.lowering.plan import Plan
+from sparsegen.lowering.tasks import Task
 from sparsegen.runtime import cache, catalog
 from sparsegen.runtime.catalog import Choice, Overrides, Schedule
 
@@ -83,11 +84,24 @@ def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path)
     from sparsegen.codegen import tvm
 
     modules = [
-        choice.module.apply(task, choice.knobs, arch)
-        for task, choice in zip(plan.tasks, choices, strict=True)
+        _applied(task, choice, arch) for task, choice in zip(plan.tasks, choices, strict=True)
     ]
     tvm.build(tvm.merge(modules), arch, path)
     return tvm.llvm_version()
+
+
+def _applied(task: Task, choice: Choice, arch: Arch) -> Any:
+    try:
+        return choice.module.apply(task, choice.knobs, arch)
+    except SparsegenError:
+        raise
+    # A schedule may be a user's file, and knobs may be values that no schedule thought of.
+    except Exception as error:
+        raise CompileError(
+            f"{choice.schedule!r} failed on {task.name}: {type(error).__name__}: {error}",
+            at=task.site,
+            hint="choose other knobs; the exception above this one shows where the schedule failed",
+        ) from error
 
 
 def _refuse_without_jit(plan: Plan, arch: Arch) -> None:

@@ -146,6 +146,22 @@ def test_an_architecture_is_a_file(add: Callable[[Any, str, str], None]) -> None
     np.testing.assert_allclose(kernel(**tensors).numpy(), want, atol=1e-5)
 
 
+def test_a_schedule_that_fails_is_named(add: Callable[[Any, str, str], None]) -> None:
+    broken = shown_schedule().replace("    lanes = knobs.lanes\n", "    lanes = knobs.width\n")
+    add(catalog, "merge_broken", broken)
+    with pytest.raises(sg.CompileError, match=r"merge_broken.*failed on merge_1: AttributeError"):
+        sg.compile(gated, target="cpu", sizes=SIZES)
+
+
+def test_a_processor_that_cannot_run_here_is_refused(add: Callable[[Any, str, str], None]) -> None:
+    far = dataclasses.replace(arch.get("generic"), name="far", features=frozenset({"warp"}))
+    fields = {f.name: getattr(far, f.name) for f in dataclasses.fields(Arch)}
+    text = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
+    add(arch, "far", f"from sparsegen.arch import Arch\n\nARCH = Arch(\n{text})\n")
+    with pytest.raises(sg.BindingError, match="this machine lacks warp"):
+        sg.compile("causal", target="far")
+
+
 def test_unknown_names_offer_the_closest() -> None:
     with pytest.raises(sg.BindingError, match="did you mean 'znver4'"):
         sg.compile("causal", target="znver5")

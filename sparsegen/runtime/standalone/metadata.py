@@ -47,6 +47,7 @@ class Metadata:
         """Return the arrays of equal sequences: the sequence and dense layouts."""
         if offset is None:
             offset = sizes.keys - sizes.queries
+        self._check_offset(offset)
         if not -POSITIONS <= offset <= POSITIONS - sizes.queries:
             raise self._errors.input(
                 f"{self._spec.name}(): q_offset={offset} puts queries at positions "
@@ -84,6 +85,11 @@ class Metadata:
         self._same_batch("cu_seqlens_k", cu_k.shape[0] - 1, batch, " + 1")
         if spec.layout == "paged":
             self._same_batch("seqlens_k", self._vector("seqlens_k", lengths).shape[0], batch)
+            if table is None:
+                raise self._errors.input(
+                    f"{spec.name}(): argument 'page_table' is missing",
+                    hint="the paged layout takes page_table=, int32 [batch, max_pages]",
+                )
             check_vector(spec, "page_table", table, ("batch", "max_pages"), self._errors)
             self._same_batch("page_table", table.shape[0], batch)  # type: ignore[union-attr]
         q_off, ready = self._offsets(values["q_offset"], batch)
@@ -125,7 +131,8 @@ class Metadata:
         """Return the tensor of offsets, and whether it is filled."""
         if value is None:
             return torch.empty(batch, dtype=torch.int32, device="cpu"), 0
-        if isinstance(value, int):
+        if not hasattr(value, "shape"):
+            self._check_offset(value)
             if abs(value) > POSITIONS:
                 raise self._errors.input(
                     f"{self._spec.name}(): q_offset={value} does not fit 32 bits",
@@ -135,6 +142,13 @@ class Metadata:
         tensor = self._vector("q_offset", value)
         self._same_batch("q_offset", tensor.shape[0], batch)
         return tensor, 1
+
+    def _check_offset(self, value: Any) -> None:
+        if not isinstance(value, int):
+            raise self._errors.input(
+                f"{self._spec.name}(): q_offset={value!r} is a {type(value).__name__}",
+                hint="pass an integer, or int32 [batch]",
+            )
 
     def _fault(
         self, code: int, cu_q: Any, cu_k: Any, lengths: Any, table: Any, sizes: Sizes
