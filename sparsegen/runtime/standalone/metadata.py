@@ -91,7 +91,7 @@ class Metadata:
                     hint="the paged layout takes page_table=, int32 [batch, max_pages]",
                 )
             check_vector(spec, "page_table", table, ("batch", "max_pages"), self._errors)
-            self._same_batch("page_table", table.shape[0], batch)  # type: ignore[union-attr]
+            self._same_batch("page_table", table.shape[0], batch)
         q_off, ready = self._offsets(values["q_offset"], batch)
         arguments = (cu_q, cu_k, q_off, lengths, table, sizes.rows_q, sizes.rows_k, spec.page)
         valid = 0 if batch == 0 else self._check(*arguments, ready)
