@@ -111,6 +111,12 @@ class Process:
         self.kill()
         return "\n".join([how, *said[-_LAST_WORDS:]])
 
+    def interrupt(self) -> None:
+        """Kill the worker; the thread that waits for its answer is told, and cleans up."""
+        process = self._process
+        if process is not None:
+            process.kill()
+
     def kill(self) -> None:
         """End the worker at once, whatever it does."""
         self.told = None
@@ -157,7 +163,10 @@ class Workers:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        # Threads of the pool may be waiting for answers: only they may close the pipes meanwhile.
+        for process in self.all:
+            process.interrupt()
+        self.pool.shutdown(wait=True, cancel_futures=True)
         for process in self.all:
             process.kill()
-        self.pool.shutdown(wait=True, cancel_futures=True)
         shutil.rmtree(self.folder)
