@@ -283,10 +283,13 @@ def member_key(node: Node, keys: tuple[Expr, ...], site: Site | None) -> Member:
         )
     for n, (mine, key) in enumerate(zip(keys, theirs, strict=True)):
         last = n == len(keys) - 1
-        if isinstance(mine, BlockOf) and isinstance(mine.axis, Entries) and mine.axis.overlaps:
-            fits = False  # an entry lies in several blocks: membership would have several answers
-        else:
-            fits = same(mine, key) or (not last and _names_list(mine, key))
+        if isinstance(mine, BlockOf) and mine.axis.overlaps:
+            raise PatternError(
+                f"{made} read with {show(mine)}, but an entry lies in several blocks",
+                at=site,
+                hint=_advice(key, last),
+            )
+        fits = same(mine, key) or (not last and _names_list(mine, key))
         if not fits:
             raise PatternError(
                 f"{made} keyed by {shown}, but is read with {show(mine)} in place of {show(key)}",

@@ -26,7 +26,9 @@ class Index:
         """Return the exclusive end of this position's axis in the current sequence."""
         if not isinstance(self.expr, Pos):
             raise PatternError(
-                f"{self} has no .stop", at=Site.caller(), hint="only the i and j of sg.index() have"
+                f"{self} has no .stop",
+                at=Site.caller(),
+                hint="only the i and j of sg.index() have one: i.stop, j.stop",
             )
         return Index(Stop(self.expr.role, self.expr.axis))
 
@@ -46,7 +48,11 @@ class Index:
         )
 
     def __iter__(self) -> NoReturn:
-        raise PatternError(f"{self} is one index, not a sequence of them", at=Site.caller())
+        raise PatternError(
+            f"{self} is one index, not a sequence of them",
+            at=Site.caller(),
+            hint="say what holds for one pair of i and j; sg.index(q, k) returns the two",
+        )
 
     def __float__(self) -> NoReturn:
         raise PatternError(
@@ -73,7 +79,7 @@ def as_expr(value: Any, what: str = "an index expression") -> Expr:
         return value.expr
     if isinstance(value, bool | int | float):
         return ir.Const(value)
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if is_tensor(value):
         raise PatternError(
             f"a captured tensor of shape {tuple(value.shape)} stands where {what} belongs",
             at=Site.caller(),
@@ -86,9 +92,14 @@ def as_expr(value: Any, what: str = "an index expression") -> Expr:
     )
 
 
+def is_tensor(value: Any) -> bool:
+    """Tell whether `value` is an array of some library, by its type alone."""
+    return hasattr(type(value), "shape") and hasattr(type(value), "dtype")
+
+
 def _describe(value: Any) -> str:
     node = getattr(value, "node", None)
-    return f"the value {node.label!r}" if node is not None else f"a {type(value).__name__}"
+    return node.title if node is not None else f"{value!r} of type {type(value).__name__}"
 
 
 def _number(value: Any) -> Expr:
@@ -106,9 +117,11 @@ def _truth(value: Any, operator: str) -> Expr:
     expr = as_expr(value, "a predicate")
     if ir.kind(expr) != "bool":
         raise PatternError(
-            f"{operator} needs predicates, but {ir.show(expr)} is a number",
+            f"{operator} takes a predicate, but {ir.show(expr)} is a number",
             at=Site.caller(),
-            hint="comparisons bind weaker than & and |: write (j <= i) & (i - j < W)",
+            hint="comparisons bind weaker than & and |: write (j <= i) & (i - j < W)"
+            if operator in "&|~"
+            else "compare it with something, as in j <= i",
         )
     return expr
 
@@ -122,6 +135,7 @@ def _binary(op: str, swap: bool = False) -> Callable[[Index, Any], Index]:
                 f"{ir.show(left)} {'//' if op == 'floordiv' else '%'} {right.value}: "
                 "the divisor must be positive",
                 at=Site.caller(),
+                hint="divide by a positive number or hyperparameter",
             )
         return Index(ir.apply(op, left, right))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+from sparsegen.dsl.index import is_tensor
 from sparsegen.dsl.tensor import Declaration, declaration
 from sparsegen.dsl.trace import active, tracing
 from sparsegen.dsl.values import Attention, Indices, Lse, Value
@@ -42,13 +43,15 @@ class Pattern:
             if name not in self.hyper:
                 raise BindingError(
                     f"{self.name} has no hyperparameter {name!r}",
-                    hint=did_you_mean(name, self.hyper) or _offer(self.hyper),
+                    at=Site.caller(),
+                    hint=did_you_mean(name, self.hyper) if self.hyper else "it has none",
                 )
         values = {**self.hyper, **hyper}
         missing = [n for n, v in values.items() if v is inspect.Parameter.empty]
         if missing:
             raise BindingError(
                 f"{self.name} needs a value for {', '.join(missing)}",
+                at=Site.caller(),
                 hint=f"pass {missing[0]}=...",
             )
         key = tuple((n, type(v).__name__, v) for n, v in values.items())  # 1 == 1.0 == True
@@ -80,7 +83,11 @@ class Pattern:
         single = not isinstance(result, tuple | list)
         outputs = tuple(self._output(r) for r in ([result] if single else result))
         if trace.query is None or trace.key is None:
-            raise PatternError(f"{self.name} attends and scores nothing", at=self.site)
+            raise PatternError(
+                f"{self.name} attends and scores nothing",
+                at=self.site,
+                hint="return sg.attend(q, k, v), or what is computed from it",
+            )
         program = Program(
             name=self.name,
             inputs=self.inputs,
@@ -103,7 +110,7 @@ class Pattern:
             return Output(node=value.node, what="o")
         if node is not None and node.op == "project":
             return Output(node=node, what="o")
-        shown = repr(value) if isinstance(value, Value) else f"a {type(value).__name__}"
+        shown = repr(value)
         raise PatternError(
             f"{self.name} returns {shown}",
             at=self.site,
@@ -114,7 +121,11 @@ class Pattern:
 def pattern(fn: Callable[..., Any]) -> Pattern:
     """Turn a function over lazy values into a pattern."""
     if not inspect.isfunction(fn):
-        raise PatternError(f"@sg.pattern decorates a function, not a {type(fn).__name__}")
+        raise PatternError(
+            f"@sg.pattern decorates a function, not {fn!r}",
+            at=Site.caller(),
+            hint="write def name(q: sg.Tensor[...], ...): below it",
+        )
     return Pattern(fn)
 
 
@@ -128,18 +139,26 @@ def _signature(fn: Callable[..., Any], site: Site) -> tuple[tuple[Input, ...], d
                 value, int | float | bool | str | None
             ):
                 raise PatternError(
-                    f"the hyperparameter {name!r} defaults to a {type(value).__name__}",
+                    f"the hyperparameter {name!r} has a default of type {type(value).__name__}",
                     at=site,
                     hint="hyperparameters are numbers, strings, booleans or None",
                 )
             hyper[name] = value
         elif parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            raise PatternError(f"{fn.__name__} takes *{name}; name each input", at=site)
+            raise PatternError(
+                f"{fn.__name__} takes a variable number of inputs, *{name}",
+                at=site,
+                hint="name each input and annotate it with sg.Tensor[...]",
+            )
         else:
             declared = _declared(fn, name, parameter.annotation, site)
             inputs.append(Input(name=name, axes=declared.axes, kind=declared.kind, site=site))
     if not inputs:
-        raise PatternError(f"{fn.__name__} has no inputs", at=site)
+        raise PatternError(
+            f"{fn.__name__} has no inputs",
+            at=site,
+            hint='declare them before the *, as in q: sg.Tensor["T Hq D"]',
+        )
     return tuple(inputs), hyper
 
 
@@ -162,13 +181,9 @@ def _declared(fn: Callable[..., Any], name: str, annotation: Any, site: Site) ->
 def _refuse_captured(fn: Callable[..., Any], site: Site) -> None:
     captured = inspect.getclosurevars(fn)
     for name, value in {**captured.globals, **captured.nonlocals}.items():
-        if hasattr(value, "shape") and hasattr(value, "dtype"):
+        if is_tensor(value):
             raise PatternError(
                 f"{fn.__name__} captures the tensor {name!r} of shape {tuple(value.shape)}",
                 at=site,
                 hint=f"make {name} a parameter of the pattern, annotated with sg.Tensor[...]",
             )
-
-
-def _offer(hyper: dict[str, Any]) -> str:
-    return f"it has {', '.join(hyper)}" if hyper else "it has none"

@@ -48,5 +48,9 @@ def declaration(text: Any, kind: str, site: Site | None) -> Declaration:
     axes = tuple(Fixed(int(w)) if w.isdigit() else Named(w) for w in _WORD.findall(text))
     for axis in axes:
         if isinstance(axis, Fixed) and axis.size < 1:
-            raise PatternError(f"an axis of size {axis.size} in {text!r}", at=site)
+            raise PatternError(
+                f"an axis of size {axis.size} in {text!r}",
+                at=site,
+                hint="write a positive size, or a letter",
+            )
     return Declaration(axes, "int" if kind == "int" else "float")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import EllipsisType
 from typing import Any, NoReturn
 
-from sparsegen.dsl.index import Index, as_expr
+from sparsegen.dsl.index import Index, as_expr, is_tensor
 from sparsegen.dsl.trace import current
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir import expr as ir
@@ -57,9 +57,10 @@ class Value:
             )  # fmt: skip
         if len(parts) != len(self.node.axes):
             raise PatternError(
-                f"the table {self.node.name!r} has {len(self.node.axes)} axes "
-                f"[{' '.join(map(str, self.node.axes))}] but {len(parts)} indices",
+                f"the table {self.node.name!r} is [{' '.join(map(str, self.node.axes))}], "
+                f"but is read with {len(parts)} {'index' if len(parts) == 1 else 'indices'}",
                 at=site,
+                hint=f"give {len(self.node.axes)}, one for each axis",
             )
         index = tuple(as_expr(p, "the index of a table") for p in parts)
         for expr in index:
@@ -132,7 +133,11 @@ class Compressed(Value):
     def blocks(self, width: int) -> Index:
         """Return the key "blocks of `width` positions that entry e overlaps"."""
         if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-            raise PatternError(f"blocks({width!r}) needs a positive integer", at=Site.caller())
+            raise PatternError(
+                f"blocks({width!r}) needs a positive integer",
+                at=Site.caller(),
+                hint="pass the number of positions of a block, as in kc.blocks(64)",
+            )
         return Index(ir.BlockOf(self._axis, width))
 
 
@@ -145,7 +150,11 @@ class Attention(Value):
     def lse(self) -> Lse:
         """Return the log-sum-exp of each row, natural log, without the sink."""
         if getattr(self.node, "gates", None) is not None:
-            raise PatternError("a gated merge has no lse", at=Site.caller())
+            raise PatternError(
+                "a gated merge has no lse",
+                at=Site.caller(),
+                hint="merge without gates, or return the .lse of its parts",
+            )
         return Lse(self.node)
 
 
@@ -208,17 +217,26 @@ def node_of(value: Any, what: str) -> Node:
         raise PatternError(
             f"{type(value).__name__.lower()} can be returned, but not used as {what}",
             at=Site.caller(),
+            hint="compute on it after the kernel, or select by sel[keys] inside where=",
         )
     if isinstance(value, Value):
+        if isinstance(value.node, Input) and value.node.kind == "int":
+            raise PatternError(
+                f"{what} is {value.node.title}, a table of ids",
+                at=Site.caller(),
+                hint=f"read it in a predicate, as in {value.node.name}[j], or declare it as floats",
+            )
         return value.node
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if is_tensor(value):
         raise PatternError(
             f"{what} is a captured tensor of shape {tuple(value.shape)}",
             at=Site.caller(),
             hint="make it a parameter of the pattern, annotated with sg.Tensor[...]",
         )
     raise PatternError(
-        f"{what} is a {type(value).__name__}, not a value of the pattern", at=Site.caller()
+        f"{what} is {value!r}, not a value of the pattern",
+        at=Site.caller(),
+        hint="pass an input of the pattern, or what a verb returned",
     )
 
 
@@ -237,15 +255,22 @@ def _slice(node: Node, parts: tuple[Any, ...], site: Site) -> Slice:
     for bound in (start, stop):
         if not isinstance(bound, int) or isinstance(bound, bool) or bound < 0:
             raise PatternError(
-                f"the slice [{last.start}:{last.stop}] of axis [{axis}] needs "
-                "non-negative integer bounds",
+                f"the slice {_shown(last)} of axis [{axis}] needs non-negative integer bounds",
                 at=site,
                 hint="give both ends, as numbers or hyperparameters",
             )
     assert isinstance(start, int)
     assert isinstance(stop, int)
     if stop <= start or (size is not None and stop > size):
-        raise PatternError(f"the slice [{start}:{stop}] of axis [{axis}] is out of range", at=site)
+        raise PatternError(
+            f"the slice {_shown(last)} of axis [{axis}] is empty or out of range",
+            at=site,
+            hint="use 0 <= a < b <= size in x[..., a:b]",
+        )
     return Slice(
         x=node, start=start, stop=stop, axes=(*node.axes[:-1], Fixed(stop - start)), site=site
     )
+
+
+def _shown(part: slice) -> str:
+    return f"[{'' if part.start is None else part.start}:{'' if part.stop is None else part.stop}]"

@@ -70,7 +70,11 @@ def head(q: Value) -> Index:
     current("sg.head()")
     node = node_of(q, "the query of head()")
     if len(node.axes) < 2:
-        raise PatternError(f"{q} has no head axis", at=Site.caller())
+        raise PatternError(
+            f"{q} has no head axis",
+            at=Site.caller(),
+            hint="pass the query, declared [sequence heads dim]",
+        )
     return Index(Head(node.axes[1]))
 
 
@@ -122,7 +126,11 @@ def compress(
         name: Any = how.how
     elif isinstance(how, SoftmaxPool):
         if bias is not None:
-            raise PatternError("the slot bias belongs into sg.softmax(gate, bias=)", at=site)
+            raise PatternError(
+                "compress() with softmax pooling takes no bias= of its own",
+                at=site,
+                hint="pass it to the pooling: sg.softmax(gate, bias=b)",
+            )
         name, gate, bias = "softmax", node_of(how.gate, "the gate of softmax()"), how.bias
         if how.previous is not None:
             a, b = how.previous
@@ -212,11 +220,19 @@ def select(
     current("sg.select()")
     node = node_of(x, "the scores of select()")
     if isinstance(topk, bool) or (isinstance(topk, int) and topk < 1):
-        raise PatternError(f"topk={topk!r}: a budget is a positive integer", at=site)
+        raise PatternError(
+            f"topk={topk!r}: a budget is a positive integer",
+            at=site,
+            hint="drop the selection from where= to choose nothing",
+        )
     budget = None if topk is None else _number(topk)
     if budget is not None and ir.kind(budget) != "int":
-        raise PatternError(f"topk={topk!r}: a budget is a whole number", at=site, hint="use //")
-    forced = None if force is None else _truth_of(force)
+        raise PatternError(
+            f"topk={topk!r}: a budget is a whole number",
+            at=site,
+            hint="pass an integer, and divide with //",
+        )
+    forced = None if force is None else _truth_of(force, "force=")
     out = verb.select(node, topk=budget, top_p=top_p, threshold=threshold, force=forced, site=site)
     return Selection(key_rules.check_select(out, site))
 
@@ -282,8 +298,8 @@ def _listed(value: Value | Sequence[Value]) -> list[Value]:
     return list(value) if isinstance(value, list | tuple) else [value]  # type: ignore[list-item]
 
 
-def _truth_of(where: Any) -> Expr:
-    return TRUE if where is True or where is None else _truth(where, "where=")
+def _truth_of(where: Any, what: str = "where=") -> Expr:
+    return TRUE if where is True or where is None else _truth(where, what)
 
 
 def _scale(scale: float | None, site: Site) -> float | None:
@@ -302,7 +318,7 @@ def _mod(fn: Mod | None, what: str, site: Site) -> Expr | None:
         return None
     if not callable(fn):
         raise PatternError(
-            f"{what}= is a {type(fn).__name__}, not a function of the score",
+            f"{what}={fn!r} is no function of the score",
             at=site,
             hint=f"write {what}=sg.relu, or {what}=lambda s: 30 * sg.tanh(s / 30)",
         )

@@ -31,6 +31,11 @@ class Node:
         """Return the word printed where another value mentions this one."""
         return self.op
 
+    @property
+    def title(self) -> str:
+        """Return what messages call this value."""
+        return f"the result of {self.op}()"
+
     def operands(self) -> tuple[Node, ...]:
         """Return the nodes this one reads, in order of its fields, those inside expressions too."""
         found: dict[Node, None] = {}
@@ -70,6 +75,11 @@ class Input(Node):
     def label(self) -> str:
         """Return the name of the parameter."""
         return self.name
+
+    @property
+    def title(self) -> str:
+        """Return what messages call this value."""
+        return f"the input {self.name!r}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from sparsegen.errors import PatternError, Site
-from sparsegen.ir.axes import Axis, Entries, Named
+from sparsegen.ir.axes import Axis
 from sparsegen.ir.expr import Expr, Head, Pos, show, walk
 from sparsegen.ir.node import Node
 from sparsegen.ir.program import Program
@@ -53,7 +53,7 @@ def _spaces(node: Node) -> list[tuple[tuple[Axis, Axis, Axis], Expr]]:
 def _check_leaf(leaf: Expr, space: tuple[Axis, Axis, Axis], node: Node, expr: Expr) -> None:
     heads, query, key = space
     match leaf:
-        case Pos("query", axis) if axis not in (query, _parent(query)):
+        case Pos("query", axis) if axis != query:
             wrong = f"the query position of [{axis}], but its queries are [{query}]"
         case Pos("key", axis) if axis != key:
             wrong = f"the key position of [{axis}], but its keys are [{key}]"
@@ -66,7 +66,3 @@ def _check_leaf(leaf: Expr, space: tuple[Axis, Axis, Axis], node: Node, expr: Ex
         at=node.site,
         hint="take i, j from sg.index(q, k) of the q and k at hand, h from sg.head(q)",
     )
-
-
-def _parent(axis: Axis) -> Axis:
-    return axis.parent if isinstance(axis, Entries) else Named("")

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparsegen.errors import PatternError
 from sparsegen.ir.axes import Axis
 from sparsegen.ir.expr import Apply, Const, Expr, Member, Role, Size, Stop, Table, show
 from sparsegen.ir.node import Input
@@ -95,7 +94,7 @@ class Env:
                 return self.table(tensor, tuple(np.asarray(self._evaluate(x)) for x in index))
             case Member(_, keys):
                 return self.member(expr, tuple(np.asarray(self._evaluate(k)) for k in keys))
-        raise PatternError(f"{show(expr)} has no value here")
+        raise AssertionError(f"{show(expr)} has no value here; verify() should have refused it")
 
     def _floor(self, x: Expr, n: int) -> Array | None:
         """Return x // n from a finer floor of x."""

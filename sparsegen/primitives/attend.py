@@ -53,7 +53,9 @@ def attend(
 ) -> Attend:
     """Type `attend(q, k, v, where=)`."""
     if not sources:
-        raise PatternError("attend() needs at least one source of keys", at=site)
+        raise PatternError(
+            "attend() needs at least one source of keys", at=site, hint="sg.attend(q, k, v)"
+        )
     dim = sources[0].v.axes[-1]
     for source in sources:
         check_heads("attend()", q, source.k, site)
@@ -66,13 +68,16 @@ def attend(
             )
         if source.v.axes[-1] != dim:
             raise PatternError(
-                f"attend() mixes values of last axis [{dim}] and [{source.v.axes[-1]}]", at=site
+                f"attend() mixes values of last axis [{dim}] and [{source.v.axes[-1]}]",
+                at=site,
+                hint="all sources of one softmax have values of one width",
             )
     if sink is not None and sink.axes != (q.axes[1],):
         raise PatternError(
             f"the sink of attend() must be [{q.axes[1]}] (one per query head), "
             f"got [{' '.join(map(str, sink.axes))}]",
             at=site,
+            hint=f'declare it as sink: sg.Tensor["{q.axes[1]}"]',
         )
     axes = (q.axes[0], q.axes[1], dim)
     return Attend(q=q, sources=sources, scale=scale, mod=mod, sink=sink, axes=axes, site=site)

@@ -25,7 +25,16 @@ class Cat(Node):
 def cat(parts: tuple[Node, ...], site: Site | None) -> Cat:
     """Type `cat(a, b, ...)`: equal sequence axes, equal heads (or one), last axes joined."""
     if len(parts) < 2:
-        raise PatternError("cat() joins two values or more", at=site)
+        raise PatternError(
+            "cat() joins two values or more", at=site, hint="use a single value as it is"
+        )
+    for part in parts:
+        if len(part.axes) != 3:
+            raise PatternError(
+                f"cat() takes [sequence heads dim], got [{' '.join(map(str, part.axes))}]",
+                at=site,
+                hint="declare three axes; a literal 1 stands for a single head",
+            )
     first = parts[0]
     heads = next((p.axes[1] for p in parts if p.axes[1] != Fixed(1)), Fixed(1))
     for part in parts[1:]:
@@ -34,6 +43,7 @@ def cat(parts: tuple[Node, ...], site: Site | None) -> Cat:
                 f"cat() of [{' '.join(map(str, first.axes))}] and "
                 f"[{' '.join(map(str, part.axes))}]: only the last axis may differ",
                 at=site,
+                hint="give them one sequence axis, and equal heads (or a literal 1)",
             )
     joined = Concat(tuple(p.axes[-1] for p in parts))
     return Cat(parts=parts, axes=(first.axes[0], heads, joined), site=site)

@@ -70,11 +70,17 @@ def compress(
         )
     if len(x.axes) != 3:
         raise PatternError(
-            f"compress() takes [sequence heads dim], got [{' '.join(map(str, x.axes))}]", at=site
+            f"compress() takes [sequence heads dim], got [{' '.join(map(str, x.axes))}]",
+            at=site,
+            hint="declare three axes; a literal 1 stands for a single head",
         )
     for name, value in (("width", width), ("stride", stride)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise PatternError(f"{name}={value!r}: compress() needs a positive integer", at=site)
+            raise PatternError(
+                f"{name}={value!r}: compress() needs a positive integer",
+                at=site,
+                hint="pass a number or a hyperparameter",
+            )
     if width < stride:
         raise PatternError(
             f"compress(width={width}, stride={stride}) would skip positions between windows",
@@ -82,7 +88,11 @@ def compress(
             hint="use width >= stride",
         )
     if partial and how in ("linear", "softmax"):
-        raise PatternError(f"partial windows have no meaning for how={how!r}", at=site)
+        raise PatternError(
+            f"partial windows have no meaning for how={how!r}",
+            at=site,
+            hint="drop partial=True, or pool by mean, max, min or sum",
+        )
     last = x.axes[-1]
     if how == "linear":
         assert weight is not None
@@ -92,6 +102,7 @@ def compress(
                     f"the weight of compress() must be [width {last} out], "
                     f"got [{' '.join(map(str, weight.axes))}]",
                     at=site,
+                    hint=f"declare the weight's second axis as {last}",
                 )
             last = weight.axes[2]
         elif len(weight.axes) != 1:
@@ -101,12 +112,17 @@ def compress(
                 hint="declare it [width], or [width in out]",
             )
     if bias is not None and how not in ("linear", "softmax"):
-        raise PatternError(f"a slot bias has no meaning for how={how!r}", at=site)
+        raise PatternError(
+            f"a slot bias has no meaning for how={how!r}",
+            at=site,
+            hint="pool by a weight, or by sg.softmax(gate, bias=b)",
+        )
     if bias is not None and (len(bias.axes) != 2 or bias.axes[1] != x.axes[-1]):
         raise PatternError(
             f"the slot bias of compress() must be [slots {x.axes[-1]}], "
             f"got [{' '.join(map(str, bias.axes))}]",
             at=site,
+            hint="declare one row per slot of the window, as wide as the value",
         )
     for other in (gate, *(previous or ())):
         if other is not None and other.axes != x.axes:
@@ -114,11 +130,13 @@ def compress(
                 f"compress() of [{' '.join(map(str, x.axes))}] with a gate or previous value of "
                 f"[{' '.join(map(str, other.axes))}]: the axes must be equal",
                 at=site,
+                hint="declare the gate and previous= with the letters of the value",
             )
     if previous is not None and width != stride:
         raise PatternError(
             f"previous= overlaps whole windows, so width ({width}) must equal stride ({stride})",
             at=site,
+            hint="drop stride=: the entry already reaches back over the window before it",
         )
     axes = (Entries(parent, width, stride, partial), x.axes[1], last)
     return Compress(

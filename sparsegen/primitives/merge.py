@@ -29,15 +29,28 @@ class Merge(Node):
 def merge(parts: tuple[Node, ...], gates: Node | None, site: Site | None) -> Merge:
     """Type `merge(parts, gates=)`; parts are attend results of equal axes."""
     if len(parts) < 2:
-        raise PatternError("merge() combines two parts or more", at=site)
+        raise PatternError(
+            "merge() combines two parts or more", at=site, hint="return a single part as it is"
+        )
     for part in parts:
         if part.op not in ("attend", "merge") or (gates is None and part.op == "merge"):
-            raise PatternError(f"merge() takes attend() results, not a {part.op}", at=site)
+            raise PatternError(
+                f"merge() takes attend() results, not {part.title}",
+                at=site,
+                hint="merge all parts in one call: sg.merge([a, b, c])",
+            )
+        if gates is None and getattr(part, "sink", None) is not None:
+            raise PatternError(
+                "merge() without gates joins parts of one softmax, but a part has its own sink",
+                at=site,
+                hint="attend to all sources in one call: sg.attend(q, [k1, k2], ..., sink=sink)",
+            )
         if part.axes != parts[0].axes:
             raise PatternError(
                 f"merge() of [{' '.join(map(str, parts[0].axes))}] and "
                 f"[{' '.join(map(str, part.axes))}]: the axes must be equal",
                 at=site,
+                hint="parts share their queries, and their values are equally wide",
             )
     if gates is not None:
         want = (*parts[0].axes[:2], Fixed(len(parts)))
@@ -50,6 +63,7 @@ def merge(parts: tuple[Node, ...], gates: Node | None, site: Site | None) -> Mer
                 f"the gates of merge() must be [{' '.join(map(str, want))}], "
                 f"got [{' '.join(map(str, gates.axes))}]",
                 at=site,
+                hint="declare one gate per query, head and part",
             )
     return Merge(parts=parts, gates=gates, axes=parts[0].axes, site=site)
 

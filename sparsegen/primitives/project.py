@@ -27,12 +27,23 @@ class Project(Node):
 def project(x: Node, w: Node, site: Site | None) -> Project:
     """Type `project(x, w)`: contract the last axis of `x` with the weight's axis of that name."""
     if not isinstance(w, Input):
-        raise PatternError(f"the weight of project() must be an input, not a {w.op}", at=site)
+        raise PatternError(
+            f"the weight of project() is {w.title}, but must be an input",
+            at=site,
+            hint='declare it as a parameter, as in w: sg.Tensor["H n c"]',
+        )
+    if len(x.axes) != 3:
+        raise PatternError(
+            f"project() takes [sequence heads dim], got [{' '.join(map(str, x.axes))}]",
+            at=site,
+            hint="declare three axes; a literal 1 stands for a single head",
+        )
     if len(w.axes) not in (2, 3):
         raise PatternError(
             f"project() takes a weight of two axes (in, out) or three (head, in, out), "
             f"but {w.name!r} has [{' '.join(map(str, w.axes))}]",
             at=site,
+            hint="declare the weight with the axis to contract and the axis it becomes",
         )
     last, pair = x.axes[-1], w.axes[-2:]
     if last not in pair:

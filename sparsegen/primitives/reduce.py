@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from sparsegen.errors import PatternError, Site
+from sparsegen.errors import PatternError, Site, did_you_mean
 from sparsegen.ir.axes import Fixed
 from sparsegen.ir.expr import BlockOf, Expr, Pos
 from sparsegen.ir.expr import walk as walk_expr
@@ -45,11 +45,23 @@ def reduce(
 ) -> Reduce:
     """Type `reduce(x, op, by=keys)`; `sparsegen.analysis.keys` checks the keys themselves."""
     if not isinstance(x, Score | Reduce):
-        raise PatternError(f"reduce() takes a score or a reduction, not a {x.op}", at=site)
+        raise PatternError(
+            f"reduce() takes scores or their reduction, not {x.title}",
+            at=site,
+            hint="reduce what sg.score() or sg.reduce() returned",
+        )
     if how not in ("sum", "max", "mean", "lse"):
-        raise PatternError(f"reduce() knows sum, max, mean and lse, not {how!r}", at=site)
+        raise PatternError(
+            f"reduce() does not know how={how!r}",
+            at=site,
+            hint=did_you_mean(str(how), ("sum", "max", "mean", "lse")),
+        )
     if norm not in (None, "softmax"):
-        raise PatternError(f"norm={norm!r}: reduce() knows norm='softmax' or None", at=site)
+        raise PatternError(
+            f"norm={norm!r}: reduce() knows norm='softmax' or None",
+            at=site,
+            hint="norm='softmax' normalises over the last key",
+        )
     if not by:
         raise PatternError("reduce() needs at least one key", at=site, hint="by=(i, j)")
     axes = tuple(Fixed(0) for _ in by)  # key spaces have no storage; see Select for their extents

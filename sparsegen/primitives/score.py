@@ -52,6 +52,7 @@ def check_heads(what: str, q: Node, k: Node, site: Site | None) -> None:
                 f"the {name} of {what} must be [sequence heads dim], "
                 f"got [{' '.join(map(str, node.axes))}]",
                 at=site,
+                hint="declare three axes; a literal 1 stands for a single head",
             )
     qd, kd = q.axes[-1], k.axes[-1]
     if (
@@ -67,7 +68,9 @@ def check_heads(what: str, q: Node, k: Node, site: Site | None) -> None:
     qh, kh = q.axes[1], k.axes[1]
     if isinstance(qh, Fixed) and isinstance(kh, Fixed) and qh.size % kh.size:
         raise PatternError(
-            f"{what}: {qh.size} query heads are no multiple of {kh.size} key heads", at=site
+            f"{what}: {qh.size} query heads are no multiple of {kh.size} key heads",
+            at=site,
+            hint="every key head serves the same number of query heads",
         )
 
 
@@ -95,9 +98,14 @@ def score(
             f"the weights of score() must be [{q.axes[0]} {q.axes[1]}] (one per query and head), "
             f"got [{' '.join(map(str, weights.axes))}]",
             at=site,
+            hint="declare them with the first two axes of the query",
         )
     if norm not in (None, "softmax"):
-        raise PatternError(f"norm={norm!r}: score() knows norm='softmax' or None", at=site)
+        raise PatternError(
+            f"norm={norm!r}: score() knows norm='softmax' or None",
+            at=site,
+            hint="use mod= or act= for pointwise functions of the score",
+        )
     return Score(
         q=q, k=k, where=where, scale=scale, mod=mod, act=act, weights=weights, norm=norm,
         axes=(q.axes[1], q.axes[0], k.axes[0]), site=site,

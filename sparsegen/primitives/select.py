@@ -62,15 +62,27 @@ def select(
 ) -> Select:
     """Type `select(x, topk=...)`."""
     if not isinstance(x, Score | Reduce):
-        raise PatternError(f"select() takes a score or a reduction, not a {x.op}", at=site)
+        raise PatternError(
+            f"select() takes scores or their reduction, not {x.title}",
+            at=site,
+            hint="select from what sg.score() or sg.reduce() returned",
+        )
     if topk is None and top_p is None and threshold is None:
         raise PatternError(
             "select() needs a budget", at=site, hint="give topk=, top_p= or threshold="
         )
     if top_p is not None and threshold is not None:
-        raise PatternError("select() takes top_p= or threshold=, not both", at=site)
+        raise PatternError(
+            "select() takes top_p= or threshold=, not both",
+            at=site,
+            hint="keep one; topk= may cap it",
+        )
     if top_p is not None and not 0 < top_p <= 1:
-        raise PatternError(f"top_p={top_p}: a share of the mass lies in (0, 1]", at=site)
+        raise PatternError(
+            f"top_p={top_p}: a share of the mass lies in (0, 1]",
+            at=site,
+            hint="use topk= for a number of keys",
+        )
     return Select(
         x=x, topk=topk, top_p=top_p, threshold=threshold, force=force, axes=x.axes, site=site
     )
