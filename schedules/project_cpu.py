@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import gemm
-from sparsegen.codegen.cpu.nest import Nest
+from sparsegen.codegen.cpu.nest import Nest, workspace
 from sparsegen.codegen.cpu.operands import fields
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, declare, find_sequence
 from sparsegen.codegen.cpu.vec import float_lanes, load_f32, store_f32
@@ -92,7 +92,7 @@ class _Projection:
     ) -> Memory:
         """Copy the rows of a job as float32, parts side by side."""
         task = self.task
-        packed = T.sblock_alloc_buffer((tiling.chunk, task.x.dim), "float32")
+        packed = workspace((tiling.chunk, task.x.dim))
         where = self._physical(tiling, first, rows, per_row)
         for n, field in enumerate(fields(self.arguments, task.x)):
             paged = field.part.buffer.rows.paged
@@ -110,7 +110,7 @@ class _Projection:
         paged = [p.buffer.rows for p in self.task.x.parts if p.buffer.rows.paged]
         if not paged:
             return None
-        where = T.sblock_alloc_buffer((tiling.chunk,), "int64")
+        where = workspace((tiling.chunk,), "int64")
         cu = self.arguments.cu_k
         with self.nest.block("locate", rows) as (m,):
             row = (first + m) // per_row

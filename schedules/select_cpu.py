@@ -1,20 +1,19 @@
-"""Exact selection on a CPU: heads in SIMD lanes, one row of scores at a time, radix top-k."""
+"""Exact selection on a CPU: queries and heads in SIMD lanes, keys broadcast from memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.cpu.lists import mentions
-from sparsegen.codegen.cpu.scores import Lanes
+from sparsegen.codegen.cpu.attention import Blocking
 from sparsegen.codegen.cpu.select import SelectKernel
-from sparsegen.codegen.cpu.select_task import lanes_of_pass, looked_up, mixed_stops
+from sparsegen.codegen.cpu.select_task import Facts
+from sparsegen.codegen.cpu.tile import Tile
 from sparsegen.codegen.cpu.vec import float_lanes
 from sparsegen.codegen.tvm import I, IRBuilder, T
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import BlockOf, Head
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import SelectTask
 
@@ -22,49 +21,56 @@ FAMILY = "select"
 REQUIRES = frozenset({"cpu"})
 PRIORITY = 0
 
+# Keys of a register tile: divisors of a chunk, which is a whole number of vectors too.
+KEYS = (12, 8, 6, 4, 3, 2, 1)
+
 
 @dataclass(frozen=True)
 class Knobs:
-    """How scores are tiled. keys: keys of a register tile, each met by up to four vectors."""
+    """How scores are tiled.
 
+    tokens  queries of a tile
+    heads   query heads of a tile: a divisor of those that share keys, lists and groups
+    keys    keys of a register tile; divides `chunk`
+    chunk   keys scored at a time; a multiple of 16
+    """
+
+    tokens: int = 1
+    heads: int = 1
     keys: int = 6
+    chunk: int = 96
 
 
 def accepts(task: SelectTask, arch: Arch) -> str | None:
     """Return None, or why this schedule does not take the task."""
-    if len(task.stages) > 2:
-        return f"{len(task.stages)} reductions follow each other; two are lowered"
-    if len(task.stages) == 2 and isinstance(task.stages[0].keys[-1], BlockOf):
-        return "a reduction to blocks of overlapping entries is reduced again"
-    if looked_up(task):
-        return "a predicate looks keys up in a second selection"
-    if any(mentions(c.residual, Head) for c in task.clauses) and lanes_of_pass(task) > 1:
-        return "a predicate depends on the head, but several heads share a list"
-    if mixed_stops(task):
-        return "an expression mentions the length of another key axis than the scored one"
-    return None
+    return Facts(task).refusal()
 
 
 def default(task: SelectTask, arch: Arch) -> Knobs:
-    """Return a register tile that leaves room for the query and a key."""
-    vectors = min(4, -(-lanes_of_pass(task) // float_lanes(arch)))
-    limit = (arch.vector_registers - vectors - 2) // vectors
-    return Knobs(keys=min(limit, 6 if vectors == 4 else 8))
+    """Return tiles that fill the lanes, and as many keys as registers hold beside them."""
+    vectors = 4 if arch.vector_registers >= 32 else 2
+    tile = Facts(task).default_tile(float_lanes(arch), vectors)
+    return Knobs(tokens=tile.tokens, heads=tile.heads, keys=_keys(tile, arch))
 
 
 def space(task: SelectTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
-    first = default(task, arch)
+    first, facts = default(task, arch), Facts(task)
     yield first
-    for keys in (1, 2, 4, 6, 8, 12):
-        knobs = Knobs(keys=keys)
-        if knobs != first:
-            reason = _excluded(task, knobs, arch)
-            yield knobs if reason is None else Rejected(asdict(knobs), reason)
+    seen = {first}
+    for vectors in (1, 2, 4):
+        tile = facts.default_tile(float_lanes(arch), vectors)
+        for keys in KEYS[:-1]:
+            for chunk in (48, 96, 192):
+                knobs = replace(first, tokens=tile.tokens, heads=tile.heads, keys=keys, chunk=chunk)
+                if knobs not in seen:
+                    seen.add(knobs)
+                    reason = _excluded(task, knobs, arch)
+                    yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
 def apply(task: SelectTask, knobs: Knobs, arch: Arch) -> Any:
-    """for list: for token: (positions; scores; reduce); select  ->  one parallel loop over lists
+    """Return the module of the kernel.
 
     Raises:
         CompileError: the knobs break an inequality.
@@ -72,15 +78,33 @@ def apply(task: SelectTask, knobs: Knobs, arch: Arch) -> Any:
     reason = _excluded(task, knobs, arch)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
-    lanes = Lanes(lanes_of_pass(task), float_lanes(arch), knobs.keys)
+    tile = Facts(task).tile(knobs.tokens, knobs.heads, float_lanes(arch))
+    blocking = Blocking(knobs.chunk, knobs.keys, dims=1)
     with IRBuilder() as builder, I.ir_module(), T.prim_func(s_tir=True):
-        SelectKernel(task, arch, lanes).emit()
+        SelectKernel(task, tile, blocking, arch).emit()
     return builder.get()
 
 
+def _keys(tile: Tile, arch: Arch) -> int:
+    """Return the most keys whose accumulators fit beside a query and a key."""
+    room = arch.vector_registers - tile.vectors - 1
+    return next(n for n in KEYS if n * tile.vectors <= max(room, tile.vectors))
+
+
 def _excluded(task: SelectTask, knobs: Knobs, arch: Arch) -> str | None:
-    vectors = min(4, -(-lanes_of_pass(task) // float_lanes(arch)))
+    facts, width = Facts(task), float_lanes(arch)
+    if min(knobs.tokens, knobs.heads, knobs.keys, knobs.chunk) < 1:
+        return "every knob is at least 1"
+    if facts.shareable % knobs.heads:
+        return f"{knobs.heads} heads do not divide the {facts.shareable} that share keys and lists"
+    if knobs.tokens != facts.fitting(knobs.tokens):
+        return f"{knobs.tokens} tokens neither divide groups of {facts.inner} queries nor hold them"
+    if knobs.tokens > 32 and (facts.looked_up or facts.token_lists):
+        return f"{knobs.tokens} tokens, but there are 32 bits to say which of them see a key"
+    if knobs.chunk % knobs.keys or knobs.chunk % width:
+        return f"chunk {knobs.chunk} is no multiple of keys {knobs.keys} and of {width} lanes"
+    vectors = facts.tile(knobs.tokens, knobs.heads, width).vectors
     used = knobs.keys * vectors + vectors + 1
-    if knobs.keys < 1 or used > arch.vector_registers:
+    if knobs.keys > 1 and used > arch.vector_registers:
         return f"{used} vectors in use, {arch.vector_registers} registers"
     return None

@@ -13,7 +13,19 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sparsegen.codegen.cpu import vec
-from sparsegen.codegen.tvm import T, Value, broadcast, cast, const, dtype_of, lanes_of, select, tirx
+from sparsegen.codegen.tvm import (
+    T,
+    Value,
+    broadcast,
+    cast,
+    const,
+    dtype_of,
+    lanes_of,
+    load,
+    select,
+    store,
+    tirx,
+)
 from sparsegen.errors import UnsupportedError
 from sparsegen.ir.expr import (
     Apply,
@@ -136,11 +148,23 @@ def _apply(op: str, args: list[Value], expr: Apply, env: Env) -> Value:
     if op in CPU_FUNCTIONS:
         if op not in env.functions:
             raise UnsupportedError(f"{show(expr)}: this kernel has no {op}")
-        return env.functions[op](_as_float(args[0]))
+        return env.functions[op](_through_memory(_as_float(args[0])))
     if op == "div":
         a, b = _lanes([_as_float(x) for x in args])
         return a / b
     return _ARITHMETIC[op](*_lanes(_common(args)))
+
+
+def _through_memory(x: Value) -> Value:
+    """Hide how a value came about: LLVM removes the detour.
+
+    TVM's analysis follows bound variables, and takes time exponential in the length of the chain
+    that a function of a function makes.
+    """
+    lanes = lanes_of(x)
+    held = T.alloc_buffer((lanes,), dtype_of(x))
+    store(held, x, 0)
+    return T.bind(load(held, 0, lanes=lanes))
 
 
 def _logic(op: str, a: Value, b: Value) -> Value:
@@ -223,7 +247,7 @@ def _max(a: Value, b: Value) -> Value:
 
 def _before(condition: Value, a: Value) -> Value:
     """Let NaN win on either side: a comparison with NaN is false, which already picks b."""
-    return _logic("or", condition, tirx.NE(a, a)) if _is_float(a) else condition
+    return _logic("or", condition, T.isnan(a)) if _is_float(a) else condition
 
 
 def _abs(a: Value) -> Value:

@@ -42,7 +42,7 @@ from sparsegen.ir.expr import (
     Head,
     Member,
 )
-from sparsegen.lowering.tasks import AttendTask, Lists
+from sparsegen.lowering.tasks import AttendTask, Lists, SelectTask, Task
 
 # Threads to keep busy where the architecture does not say how many cores there are.
 CORES = 8
@@ -58,7 +58,7 @@ class Plan:
     copy: bool
 
 
-def members(task: AttendTask) -> list[Member]:
+def members(task: Task) -> list[Member]:
     """Return the selections that a task reads, driving ones and looked-up ones."""
     found = []
     for member, _ in task.lists:
@@ -67,7 +67,7 @@ def members(task: AttendTask) -> list[Member]:
     return found
 
 
-def shared_heads(task: AttendTask) -> int:
+def shared_heads(task: AttendTask | SelectTask) -> int:
     """Return how many neighbouring query heads share their key head and every list."""
     heads = task.group
     lists = dict(task.lists)
@@ -119,18 +119,18 @@ class AttendKernel:
         items = T.bind(count * groups)
         if self.plan.pieces == 1:
             with T.parallel(items) as n:
-                self._item(_fold(n, items), count, None, None, None)
+                self._item(fold(n, items), count, None, None, None)
             return
         pieces = T.bind(cast(self._pieces(groups), "int64"))
         several = pieces > 1
         size = select(several, items * pieces * self.state_size, const(1, "int64"))
         with workspace(size, "float32") as parts:
             with T.parallel(items * pieces) as n:
-                item = T.bind(_fold(n % items, items))
+                item = T.bind(fold(n % items, items))
                 piece = T.bind(n // items)
                 self._item(item, count, cast(piece, "int32"), cast(pieces, "int32"), parts)
             with T.If(several), T.Then(), T.parallel(items) as n:
-                self._merge(_fold(n, items), count, pieces, parts)
+                self._merge(fold(n, items), count, pieces, parts)
 
     def _pieces(self, groups: int) -> Value:
         """Return in how many pieces to cut keys so that every core has work (int32)."""
@@ -180,12 +180,11 @@ class AttendKernel:
 
     def _save(self, state: State, parts: Memory, place: Value) -> None:
         at = T.bind(place * self.state_size)
-        width, rows = self.tile.width, self.tile.rows
+        width = self.tile.width
         for memory, size in self._state_arrays(state):
             with T.serial(size // width) as n:
                 store(parts, load(memory, n * width, lanes=width), at + n * width)
             at = at + size
-        del rows
 
     def _state_arrays(self, state: State) -> list[tuple[Memory, int]]:
         rows = self.tile.rows
@@ -213,9 +212,7 @@ class AttendKernel:
                     total = total + load(parts, at + tile.rows + v, lanes=width) * add
                     store(state.peak, peak, v)
                     store(state.total, total, v)
-                    # The vector's place in [sub-tile][dim][lanes].
-                    to = T.bind(n // tile.vectors * (self.dim * tile.lanes))
-                    to = T.bind(to + n % tile.vectors * width)
+                    to = T.bind(tile.place(n, self.dim, 0))
                     with T.serial(self.dim) as d:
                         o = to + d * tile.lanes
                         part = load(parts, at + 2 * tile.rows + o, lanes=width) * add
@@ -223,11 +220,9 @@ class AttendKernel:
             pass_.finish(state)
 
 
-def _fold(n: Value, count: Value) -> Value:
+def fold(n: Value, count: Value) -> Value:
     """Visit items from both ends in turn, so that equal shares of `n` are equal work.
 
     Threads take consecutive shares, and causal work grows with the position.
     """
-    # Kept in memory: the simplifier would unfold a bound choice into everything derived from it.
-    folded = cell("int64", select(n % 2 < 1, n // 2, count - 1 - n // 2))
-    return T.bind(get(folded))
+    return T.bind(count - 1 - n)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.tile import Tile
@@ -38,6 +39,34 @@ class Segment:
     memory: Memory
     size: int
     base: Callable[[Value], Value]
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots begin <= slot < end of a chunk; `begin` is a multiple of the register tile."""
+
+    begin: Value
+    end: Value
+
+    def loop(self) -> Value:
+        """Return a loop over the slots."""
+        return T.serial(self.begin, self.end)
+
+
+class Panel(Protocol):
+    """Scores of a sub-tile: `weights` [chunk][lanes], float32."""
+
+    @property
+    def tile(self) -> Tile:
+        """Return the shape of the tile."""
+
+    @property
+    def blocking(self) -> Blocking:
+        """Return the register tile."""
+
+    @property
+    def weights(self) -> Memory:
+        """Return the scores."""
 
 
 @dataclass(frozen=True)
@@ -79,16 +108,17 @@ class State:
 
 
 def scores(
-    state: State, queries: Memory, segments: Sequence[Segment], sub: Value, count: Value
+    state: Panel, queries: Memory, segments: Sequence[Segment], sub: Value, slots: Slots
 ) -> None:
-    """Write q . k of one sub-tile and `count` keys to the weights.
+    """Write q . k of one sub-tile and the keys of `slots` to the weights.
 
-    The slots up to the next multiple of the register tile are read too, and must hold valid keys.
+    Slots up to the next multiple of the register tile are read too, and must hold valid keys.
     """
     tile, block = state.tile, state.blocking
     width, vectors = tile.width, tile.vectors
     dim = sum(s.size for s in segments)
-    with T.serial((count + (block.keys - 1)) // block.keys) as group:
+    stop = (slots.end + (block.keys - 1)) // block.keys
+    with T.serial(slots.begin // block.keys, stop) as group:
         slot = T.bind(group * block.keys)
         acc = accumulators(block.keys * vectors, width)
         for a in acc:
@@ -112,17 +142,17 @@ def scores(
             store(state.weights, load(a, 0, lanes=width), slot * tile.lanes + n * width)
 
 
-def rewrite(state: State, count: Value, rule: Callable[[Value, int, Value], Value]) -> None:
-    """Replace every score of a chunk by rule(slot, vector, score)."""
+def rewrite(state: Panel, slots: Slots, rule: Callable[[Value, int, Value], Value]) -> None:
+    """Replace every score of `slots` by rule(slot, vector, score)."""
     tile, width = state.tile, state.tile.width
-    with T.serial(count) as slot:
+    with slots.loop() as slot:
         for v in range(tile.vectors):
             at = slot * tile.lanes + v * width
             score = T.bind(load(state.weights, at, lanes=width))
             store(state.weights, rule(slot, v, score), at)
 
 
-def softmax(state: State, sub: Value, count: Value, rate: float, arch: Arch) -> list[Memory]:
+def softmax(state: State, sub: Value, slots: Slots, rate: float, arch: Arch) -> list[Memory]:
     """Turn scores into weights and return, per vector, the factor for what was summed before.
 
     Args:
@@ -135,7 +165,7 @@ def softmax(state: State, sub: Value, count: Value, rate: float, arch: Arch) -> 
     rows = sub * tile.lanes
     for v, peak in enumerate(peaks):
         store(peak, load(state.peak, rows + v * width, lanes=width), 0)
-    with T.serial(count) as slot:
+    with slots.loop() as slot:
         for v, peak in enumerate(peaks):
             score = load(state.weights, slot * tile.lanes + v * width, lanes=width)
             store(peak, maximum(load(peak, 0, lanes=width), score), 0)
@@ -148,7 +178,7 @@ def softmax(state: State, sub: Value, count: Value, rate: float, arch: Arch) -> 
         store(totals[v], load(state.total, at, lanes=width) * factor, 0)
         store(state.peak, peak, at)
         store(peaks[v], peak * by, 0)
-    with T.serial(count) as slot:
+    with slots.loop() as slot:
         for v in range(tile.vectors):
             at = slot * tile.lanes + v * width
             score = load(state.weights, at, lanes=width)
@@ -161,19 +191,19 @@ def softmax(state: State, sub: Value, count: Value, rate: float, arch: Arch) -> 
 
 
 def values(
-    state: State, segments: Sequence[Segment], factors: list[Memory], sub: Value, count: Value
+    state: State, segments: Sequence[Segment], factors: list[Memory], sub: Value, slots: Slots
 ) -> None:
-    """Add the weighted values of `count` keys to what was summed before times `factors`."""
+    """Add the weighted values of `slots` to what was summed before times `factors`."""
     block = state.blocking
     start = 0
     for segment in segments:
         whole = segment.size // block.dims
         with T.serial(whole) as group:
-            _values(state, segment, group * block.dims, start, block.dims, factors, sub, count)
+            _values(state, segment, group * block.dims, start, block.dims, factors, sub, slots)
         rest = segment.size - whole * block.dims
         if rest:
             first = const(whole * block.dims, "int32")
-            _values(state, segment, first, start, rest, factors, sub, count)
+            _values(state, segment, first, start, rest, factors, sub, slots)
         start += segment.size
 
 
@@ -185,7 +215,7 @@ def _values(
     dims: int,
     factors: list[Memory],
     sub: Value,
-    count: Value,
+    slots: Slots,
 ) -> None:
     tile, width, vectors = state.tile, state.tile.width, state.tile.vectors
     acc = accumulators(dims * vectors, width)
@@ -193,7 +223,7 @@ def _values(
     for n, a in enumerate(acc):
         old = load(state.out, at + n * width, lanes=width)
         store(a, old * load(factors[n % vectors], 0, lanes=width), 0)
-    with T.serial(count) as slot:
+    with slots.loop() as slot:
         base = T.bind(segment.base(slot) + first)
         weights = [
             T.bind(load(state.weights, slot * tile.lanes + v * width, lanes=width))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sparsegen.codegen.cpu.nest import Nest
+from sparsegen.codegen.cpu.nest import Nest, registers, workspace
 from sparsegen.codegen.cpu.vec import transpose
 from sparsegen.codegen.tvm import (
     Memory,
@@ -30,9 +30,6 @@ from sparsegen.codegen.tvm import (
     shuffle,
     store,
 )
-
-STACK_BYTES = 1024
-"""TVM moves larger arrays to the heap, where accumulators would be stored in every iteration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +116,7 @@ class Gemm:
             _Job(self, rows, pieces, const(0, "int64"), None).emit()
             return
         held = sum(p.most * p.width for p in pieces)
-        partial = T.sblock_alloc_buffer((t.chunk, held), "float32")
+        partial = workspace((t.chunk, held))
         with self.nest.scope("depth", blocks) as (b,):
             _Job(self, rows, pieces, b, partial).emit()
         for piece in pieces:
@@ -200,7 +197,7 @@ class _Job:
     def _pack(self, piece: Piece, tiles: Value) -> Memory:
         """Copy the weights of a piece to [run, contracted, column], unless there are no tiles."""
         t, nest, width = self.gemm.tiling, self.gemm.nest, piece.width
-        packed = T.sblock_alloc_buffer((piece.most, t.depth, width), "float32")
+        packed = workspace((piece.most, t.depth, width))
         count = select(tiles > 0, piece.count, const(0, "int64"))
         name = f"pack_{piece.tag}"
         done = 0
@@ -227,7 +224,7 @@ class _Job:
         t, nest, width = self.gemm.tiling, self.gemm.nest, piece.width
         dot, out = f"dot_{piece.tag}", f"store_{piece.tag}"
         with nest.scope(f"tile_{piece.tag}", piece.count, tiles) as (s, i):
-            acc = T.sblock_alloc_buffer((t.rows, width), "float32", scope="local")
+            acc = registers((t.rows, width))
             with nest.block(dot, t.rows, width, t.depth, reduce=1) as (m, j, k):
                 row, column = i * t.rows + m, s * width + j
                 with T.init():
@@ -265,7 +262,7 @@ class _Job:
     def _stream_piece(self, piece: Piece, tag: str, done: Value, passes: Value, rows: int) -> None:
         t, nest, width = self.gemm.tiling, self.gemm.nest, piece.width
         with nest.scope(tag, passes) as (g,):
-            acc = T.sblock_alloc_buffer((rows, piece.most, width), "float32")
+            acc = workspace((rows, piece.most, width))
             with nest.block(f"dot_{tag}", piece.count, width, t.depth, reduce=1) as (s, j, k):
                 column, each = s * width + j, range(rows)
                 row = [done + g * rows + m for m in each]
@@ -308,7 +305,7 @@ class _Job:
 
         with nest.scope(tag, passes, piece.count * piece.width) as (g, j):
             first = done + g * rows
-            acc = T.sblock_alloc_buffer((rows, lanes), "float32", scope="local")
+            acc = registers((rows, lanes))
             if whole:
                 with nest.block(f"dot_{tag}", rows, lanes, whole, reduce=1) as (m, lane, k):
                     with T.init():

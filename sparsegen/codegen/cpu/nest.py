@@ -92,9 +92,26 @@ class Nest:
         return IRModule(dict(sch.mod.functions_items()))
 
 
+def registers(shape: tuple[int, ...], dtype: str = "float32") -> Memory:
+    """Return an array of less than `STACK_BYTES` that LLVM may keep in registers."""
+    return T.sblock_alloc_buffer(shape, dtype)
+
+
+def workspace(shape: tuple[int, ...], dtype: str = "float32") -> Memory:
+    """Return an array on the heap.
+
+    Its scope sets it apart from `registers`: TVM would let arrays of one scope share memory, and
+    an array that shares with a large one is on the heap too.
+    """
+    return T.sblock_alloc_buffer(shape, dtype, scope="local")
+
+
 def _whole(memory: Memory) -> Any:
     return memory[0 : memory.shape[0]]
 
+
+STACK_BYTES = 1024
+"""TVM puts arrays of this size or more on the heap."""
 
 MIN_LANES = 4
 """Narrower loops are left to LLVM, which vectorizes them with a remainder."""

@@ -1,28 +1,39 @@
-"""Emit the kernel of a select task: one list after the other, from scores to indices.
+"""Emit the kernel of a select task: score tiles of queries, reduce by key, choose.
 
-An item is one list: the queries and heads that share its keys. Its scores are reduced token by
-token into one row of accumulators per thread, so no more than a few rows of scores exist at a time.
+for each item: a tile of queries with a list each, a block of queries that share one, or a sequence
+    for each tile of its queries, for each part of its heads
+        scores, then their groups                      (select_pass, scatter)
+        groups of the first reduction, once complete, into those of the second
+    for each list: choose                              (topk)
+
+Nothing is longer than a row of scores or of groups per query of a tile.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.cpu import scores, topk, vec
-from sparsegen.codegen.cpu.accumulate import Accumulator
+from sparsegen.codegen.cpu import topk
+from sparsegen.codegen.cpu.attend import fold
+from sparsegen.codegen.cpu.attention import Blocking
 from sparsegen.codegen.cpu.lists import mentions
+from sparsegen.codegen.cpu.reduction import ABSENT, Reducer, Rows
 from sparsegen.codegen.cpu.rows import Sequence, declare, find_sequence, read_table
-from sparsegen.codegen.cpu.scores import Lanes
-from sparsegen.codegen.cpu.select_keys import Visible
-from sparsegen.codegen.cpu.select_task import Item, granule, item_heads, lanes_of_pass
-from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.cpu.scatter import blocks_of, share_of
+from sparsegen.codegen.cpu.select_pass import SelectPass, view
+from sparsegen.codegen.cpu.select_task import Facts, granule, is_slash
+from sparsegen.codegen.cpu.stream import pin
+from sparsegen.codegen.cpu.tile import Tile
+from sparsegen.codegen.cpu.view import stop_of
 from sparsegen.codegen.exprs import Env, emit
 from sparsegen.codegen.tvm import (
-    Memory,
     T,
     Value,
+    broadcast,
     cast,
     const,
     equal,
@@ -30,347 +41,288 @@ from sparsegen.codegen.tvm import (
     maximum,
     minimum,
     ramp,
+    select,
     store,
     workspace,
 )
-from sparsegen.ir.axes import Entries, Named
-from sparsegen.ir.expr import (
-    Apply,
-    BlockOf,
-    Const,
-    Expr,
-    Head,
-    Pos,
-    walk,
-)
-from sparsegen.lowering.tasks import SelectTask, Stage
+from sparsegen.ir.expr import BlockOf, Expr, Head, Stop, Symbol, Table, rebuild
+from sparsegen.lowering.tasks import Lists, SelectTask, Stage
+
+
+@dataclass(frozen=True)
+class Item:
+    """Lists that are made together.
+
+    group        which group of heads (int32)
+    first, stop  positions of their queries (int32)
+    key          value of the query key of the first list (int32); 0 where there is none
+    row          row of the first list in the output (int64); further lists follow
+    """
+
+    sequence: Sequence
+    group: Value
+    first: Value
+    stop: Value
+    key: Value
+    row: Value
 
 
 class SelectKernel:
     """Emits the function of one task into the current builder frame."""
 
-    def __init__(self, task: SelectTask, arch: Arch, lanes: Lanes) -> None:
-        self.task, self.arch, self.lanes = task, arch, lanes
-        self.heads = item_heads(task)
+    def __init__(self, task: SelectTask, tile: Tile, blocking: Blocking, arch: Arch) -> None:
+        self.task, self.tile, self.blocking, self.arch = task, tile, blocking, arch
+        self.facts = Facts(task)
+        self.lists: dict[Expr, Lists] = dict(task.lists)
+        self.tables = dict(task.tables)
         self.groups = math.prod(task.groups)
-        own = Stage(how="sum", keys=task.keys, norm=False)
-        self.stages = task.stages or (own,)
-        # Head sums of single tokens need no scores in memory at all.
-        first = self.stages[0]
-        self.summed = (
-            first.how == "sum"
-            and not task.norm
-            and isinstance(first.keys[-1], Pos)
-            and not any(mentions(k, Head) for k in first.keys)
-            and self.heads == task.q.heads
-        )
-        self.per_token = task.out.rows.space == "query" or isinstance(self._query_axis(), Entries)
+        entries = task.q.rows.entries
+        self.stride = 1 if entries is None else entries.stride
 
-    def _query_axis(self) -> object:
-        return self.task.q.rows.entries if self.task.q.rows.space == "entry" else None
+    # --- items ----------------------------------------------------------------------------------
 
     def emit(self) -> None:
-        """Declare the arguments and emit the loop over lists."""
+        """Declare the arguments and emit the loop over items."""
         self.arguments = declare(self.task)
-        batch, block = self.arguments.batch, self._block()
-        total = T.bind(self._first(batch) if block else batch)
-        with T.parallel(total * self.groups) as n:
-            index = T.bind(n // self.groups)
+        count = T.bind(self._first(self.arguments.batch))
+        with T.parallel(count * self.groups) as n:
+            index = T.bind(fold(n // self.groups, count))
             group = T.bind(cast(n % self.groups, "int32"))
-            if not block:
-                sequence = Sequence.at(self.arguments, index)
-                first, stop = sequence.q_off, sequence.q_off + sequence.n_q
-                self._list(Item(sequence, group, first, stop, index, const(0, "int32")))
-                return
-            number = find_sequence(self.arguments, self._first, index)
+            number = index
+            if self.facts.block:
+                number = find_sequence(self.arguments, self._first, index)
             sequence = Sequence.at(self.arguments, number)
             local = T.bind(cast(index - self._first(number), "int32"))
-            self._block_item(sequence, group, local, block)
-
-    def _block(self) -> int:
-        """Return how many queries share a list; 0 for all of a sequence."""
-        return {"batch": 0, "query": 1}.get(self.task.out.rows.space, self.task.out.rows.block)
+            self._item(sequence, group, local)
 
     def _first(self, number: Value) -> Value:
-        """Return the first item (int64) of a sequence."""
+        """Return the first item (int64) of a sequence: an upper bound that leaves gaps."""
+        block = self.facts.block
+        if block == 0:
+            return number
         start = cast(load(self.arguments.cu_q, number), "int64")
-        if self._block() == 1:
-            return start
-        spare = 1 if isinstance(self._query_axis(), Entries) else 2
-        return start // self._block() + spare * number
+        if block == 1:
+            return start // (self.stride * self.tile.tokens) + number
+        return start // (self.stride * block) + 2 * number
 
-    def _block_item(self, sequence: Sequence, group: Value, local: Value, block: int) -> None:
-        offset, end = sequence.q_off, sequence.q_off + sequence.n_q
-        out = self.task.out.rows
-        if self.per_token:
-            scale = block if isinstance(self._query_axis(), Entries) else 1
-            position = T.bind(offset // scale + local)
-            with T.If(local < sequence.count(self.task.q.rows)), T.Then():
-                row = T.bind(sequence.row(out, position))
-                self._list(Item(sequence, group, position, position + 1, row, position))
+    def _item(self, sequence: Sequence, group: Value, local: Value) -> None:
+        block, rows = self.facts.block, self.task.out.rows
+        begin = T.bind(sequence.q_off // self.stride)
+        end = T.bind(begin + sequence.count(self.task.q.rows))
+        zero = const(0, "int32")
+        if block == 0:
+            self._make(Item(sequence, group, begin, end, zero, sequence.row(rows, zero)))
             return
-        key = T.bind(offset // block + local)
-        first = T.bind(maximum(offset, key * block))
-        stop = T.bind(minimum(end, key * block + block))
+        if block == 1:
+            key = first = T.bind(begin + local * self.tile.tokens)
+            stop = T.bind(minimum(first + self.tile.tokens, end))
+        else:
+            key = T.bind(begin // block + local)
+            first = T.bind(maximum(begin, key * block))
+            stop = T.bind(minimum(end, key * block + block))
         with T.If(first < stop), T.Then():
-            self._list(Item(sequence, group, first, stop, T.bind(sequence.row(out, key)), key))
+            self._make(Item(sequence, group, first, stop, key, T.bind(sequence.row(rows, key))))
 
-    # --- one list -------------------------------------------------------------------------------
+    # --- one item -------------------------------------------------------------------------------
 
-    def _list(self, item: Item) -> None:
-        task, sequence = self.task, item.sequence
-        source = T.bind(cast(sequence.count(task.k.rows), "int64"))
-        lengths = [T.bind(cast(self._length(s.keys[-1], item), "int64")) for s in self.stages]
-        rows = [self._rows(s) for s in self.stages]
-        size = sum((cast(n, "int64") * r for n, r in zip(lengths[1:], rows[1:], strict=True)),
-                   start=lengths[0] * rows[0]) + 1  # fmt: skip
-        slots = T.bind(source + 1)
-        stored = 1 if self.summed else self.lanes.padded
-        with (
-            workspace(size, "float32") as value,
-            workspace(size, "float32") as mass,
-            workspace(size, "int32") as count,
-            workspace(slots, "int32") as positions,
-            workspace(slots * stored, "float32") as memory,
-            workspace(lengths[-1] + 1, "int32") as rank,
-        ):
-            stages, at = [], const(0, "int64")
-            for stage, n, r in zip(self.stages, lengths, rows, strict=True):
-                parts = [_view(m, at, n * r, d) for m, d in
-                         ((value, "float32"), (mass, "float32"), (count, "int32"))]  # fmt: skip
-                stages.append(Accumulator(stage.how, r, n, *parts))
-                at = T.bind(at + n * r)
-            for stage_row in stages:
-                stage_row.clear()
-            self._reduce(item, stages, positions, memory)
-            self._select(item, stages[-1], rank)
+    @contextmanager
+    def _rows(self, stage: Stage, rows: int, sequence: Sequence) -> Iterator[Rows]:
+        """Take memory for the groups of a stage, and clear it."""
+        reducer, width = Reducer(stage.how), self.tile.width
+        length = T.bind(cast(maximum(self._length(stage.keys[-1], sequence), 0), "int64"))
+        pitch = T.bind(Rows.pitch_of(length, width))
+        with ExitStack() as stack:
+            planes = [
+                stack.enter_context(workspace(rows * pitch, "float32"))
+                for _ in range(reducer.planes)
+            ]
+            taken = Rows(reducer, rows, length, pitch, width, tuple(planes))
+            taken.clear()
+            yield taken
 
-    def _rows(self, stage: Stage) -> int:
-        """Return how many heads or groups of heads a stage keeps apart inside one list."""
-        for key in stage.keys[:-1]:
-            match key:
-                case Head():
-                    return self.heads
-                case Apply("floordiv", (Head(), Const(int(divisor)))):
-                    return max(1, self.heads // divisor)
-        return 1
-
-    def _length(self, key: Expr, item: Item) -> Value:
+    def _length(self, key: Expr, sequence: Sequence) -> Value:
         """Return how many values a last key takes (int32)."""
-        sequence = item.sequence
-        if isinstance(key, Apply) and key.op == "sub":
-            return maximum(sequence.q_off + sequence.n_q, const(0, "int32"))
+        if is_slash(key):
+            return sequence.q_off // self.stride + sequence.count(self.task.q.rows)
         if isinstance(key, BlockOf):
             return (sequence.n_k + (key.width - 1)) // key.width
-        n, shift = granule(key)
-        axis = next(e.axis for e in walk(key) if isinstance(e, Pos))
-        count = sequence.n_k if isinstance(axis, Named) else sequence.count(self.task.k.rows)
-        return (count + (shift + n - 1)) // n
+        found = granule(key)
+        assert found is not None
+        n, shift = found
+        return (sequence.count(self.task.k.rows) + (shift + n - 1)) // n
 
-    def _reduce(
-        self, item: Item, stages: list[Accumulator], positions: Memory, memory: Memory
+    def _slots(self) -> int:
+        """Return how many groups of queries of the first stage a tile may hold."""
+        inner = self.facts.inner
+        return max(1, self.tile.tokens // inner) if inner else 1
+
+    def _make(self, item: Item) -> None:
+        facts, sequence = self.facts, item.sequence
+        first, *more = facts.stages
+        lists = self.tile.tokens if facts.block == 1 else 1
+        with (
+            self._rows(first, self._slots() * facts.head_rows, sequence) as groups,
+            ExitStack() as stack,
+        ):
+            last = groups
+            if more:
+                last = stack.enter_context(self._rows(more[0], lists, sequence))
+            if facts.block == 1:
+                count = T.bind(item.stop - item.first)
+                self._tile(item, item.first, count, groups)
+                if more:
+                    self._flush(item, item.first, groups, last)
+            else:
+                self._tiles(item, groups, last)
+            last.finish(softmax=facts.stages[-1].norm)
+            self._choose(item, last)
+
+    def _tiles(self, item: Item, groups: Rows, last: Rows) -> None:
+        """Take the queries of an item tile by tile; tiles end at multiples of their size."""
+        facts, size = self.facts, self.tile.tokens
+        flushed = len(facts.stages) == 2
+        low = pin(item.first // size)
+        tiles = pin((item.stop + (size - 1)) // size - low)
+        # Nothing is left of an empty sequence.
+        with T.serial(maximum(tiles, const(0, "int32"))) as n:
+            first = pin(maximum(item.first, (low + n) * size))
+            stop = pin(minimum(item.stop, (low + n) * size + size))
+            with T.If(first < stop), T.Then():
+                self._tile(item, first, T.bind(stop - first), groups)
+                if flushed and facts.inner:
+                    done = T.Or(equal(stop % facts.inner, const(0, "int32")), stop >= item.stop)
+                    with T.If(done), T.Then():
+                        self._flush(item, first, groups, last)
+        if flushed and not facts.inner:
+            self._flush(item, item.first, groups, last)
+
+    def _tile(self, item: Item, first: Value, count: Value, groups: Rows) -> None:
+        """Score a tile of queries, part by part of the heads of the lists."""
+        facts, heads = self.facts, self.tile.heads
+        own = T.bind(item.group * facts.heads)
+        with T.serial(-(-facts.heads // heads)) as part:
+            head = T.bind(own + part * heads)
+
+            def row(t: Value, h: Value) -> Value:
+                slot = (first + t) // facts.inner - first // facts.inner if facts.inner > 1 else t
+                if not facts.inner:
+                    slot = const(0, "int32")
+                return slot * facts.head_rows + (part * heads + h) // facts.head_step
+
+            # The last group of heads may be smaller than the others.
+            with T.If(head < self.task.q.heads), T.Then():
+                SelectPass(
+                    self,
+                    item.sequence,
+                    first=first,
+                    count=count,
+                    head=head,
+                    into=groups,
+                    row=row,
+                ).run()
+
+    def _flush(self, item: Item, first: Value, groups: Rows, last: Rows) -> None:
+        """Reduce the groups of the first stage again, and forget them."""
+        facts = self.facts
+        inner, outer = facts.stages
+        groups.finish(softmax=inner.norm)
+        key = outer.keys[-1]
+        with T.serial(groups.rows) as r, T.serial(groups.length) as x:
+            value = T.bind(load(groups.planes[0], r * groups.pitch + x))
+            with T.If(T.Or(value > const(ABSENT, "float32"), T.isnan(value))), T.Then():
+                row = T.bind(r // facts.head_rows) if facts.block == 1 else const(0, "int64")
+                at = T.bind(cast(x, "int32"))
+                found = granule(inner.keys[-1])
+                if found is None:  # a distance, which only itself is a function of
+                    last.add(row, at, last.reducer.lift(value))
+                else:
+                    n, shift = found
+                    place = T.bind(maximum(at * n - shift, const(0, "int32")))
+                    self._regroup(item, key, row, place, value, last)
+        groups.clear()
+
+    def _regroup(
+        self, item: Item, key: Expr, row: Value, place: Value, value: Value, last: Rows
     ) -> None:
-        """Score every token of the list and reduce; flush the first stage when its row is done."""
-        flushed = len(stages) == 2
-        inner = next((k for k in self.stages[0].keys[:-1] if mentions(k, Pos, "query")), None)
-        with T.serial(item.stop - item.first) as t:
-            i = T.bind(item.first + t)
-            self._token(item, i, stages[0], positions, memory)
-            if flushed and inner is not None:
-                here = T.bind(emit(inner, self._env(item, i)))
-                after = T.bind(emit(inner, self._env(item, i + 1)))
-                done = T.Or(i + 1 >= item.stop, T.Not(equal(here, after)))
-                with T.If(done), T.Then():
-                    self._flush(item, i, stages)
-        if flushed and inner is None:
-            self._flush(item, item.first, stages)
-        stages[-1].finish(softmax=self.stages[-1].norm)
-
-    def _flush(self, item: Item, i: Value, stages: list[Accumulator]) -> None:
-        first, second = stages
-        first.finish(softmax=self.stages[0].norm)
-        n, shift = granule(self.stages[0].keys[-1])
-        with T.serial(const(first.rows, "int64")) as r, T.serial(first.length) as x:
-            at = r * first.length + x
-            with T.If(load(first.count, at) > 0), T.Then():
-                key = T.bind(maximum(cast(x, "int32") * n - shift, const(0, "int32")))
-                head = self._head_of(item, cast(r, "int32"), self.stages[0])
-                value = T.bind(load(first.value, at))
-                self._scatter(item, i, second, self.stages[1], key, head, value)
-        first.clear()
-
-    def _head_of(self, item: Item, row: Value, stage: Stage) -> Value:
-        """Return a query head that a row of a stage stands for."""
-        return item.group * self.heads + row * (self.heads // self._rows(stage))
-
-    # --- one token ------------------------------------------------------------------------------
-
-    def _token(
-        self, item: Item, i: Value, into: Accumulator, positions: Memory, memory: Memory
-    ) -> None:
-        task = self.task
-        visible = Visible(task, self.arguments)
-        count = visible.positions(item, i, self._env(item, i), positions)
-        width = lanes_of_pass(task)
-        with T.If(count > 0), T.Then(), T.serial(self.heads // width) as part:
-            head = T.bind(item.group * self.heads + part * width)
-            valid = T.bind(minimum(const(width, "int32"), const(task.q.heads, "int32") - head))
-            with T.If(valid > 0), T.Then():
-                self._heads(item, i, into, positions, memory, count, head, valid)
-
-    def _heads(
-        self, item: Item, i: Value, into: Accumulator, positions: Memory, memory: Memory,
-        count: Value, head: Value, valid: Value,
-    ) -> None:  # fmt: skip
-        task, lanes, sequence = self.task, self.lanes, item.sequence
-        rows = task.q.rows
-        local = rows.space == "entry"
-        scale = rows.entries.stride if local and rows.entries is not None else 1
-        row = T.bind(sequence.row(rows, i - sequence.q_off // scale if local else i))
-        wide = cast(head, "int64")
-        query = scores.load_query(self.arguments, task.q, lanes, row, wide, valid)
-        weights = self._weights(sequence, i, head, valid)
-
-        def finished(slot: Value, first: int, sums: list[Value]) -> list[Value]:
-            found = []
-            for v, s in enumerate(sums):
-                lane = (first + v) * lanes.width
-                s = T.bind(s * const(task.scale, "float32", lanes.width))
-                env = self._env(item, i, key=load(positions, slot))
-                env = replace(env, head=head + ramp(const(lane, "int32"), lanes.width))
-                for fn in (task.mod, task.act):
-                    if fn is not None:
-                        s = T.bind(emit(fn, replace(env, symbols={"s": s})))
-                if task.weights is not None or self.summed:
-                    s = T.bind(s * load(weights, lane, lanes=lanes.width))
-                found.append(s)
-            return found
-
-        def add(slot: Value, first: int, sums: list[Value]) -> None:
-            parts = finished(slot, first, sums)
-            total = parts[0]
-            for p in parts[1:]:
-                total = total + p
-            store(memory, load(memory, slot) + vec.total(T.bind(total)), slot)
-
-        def keep(slot: Value, first: int, sums: list[Value]) -> None:
-            for v, s in enumerate(finished(slot, first, sums)):
-                store(memory, s, cast(slot, "int64") * lanes.padded + (first + v) * lanes.width)
-
-        if self.summed:
-            with T.serial(count) as slot:
-                store(memory, const(0.0, "float32"), slot)
-        scores.score(
-            self.arguments, sequence, task.k, lanes, query, positions, count,
-            cast(head // task.group, "int64"), add if self.summed else keep,
-        )  # fmt: skip
-        if self.summed:
-            with T.serial(count) as slot:
-                into.add(const(0, "int32"), load(positions, slot), load(memory, slot))
+        """Add a result of the first stage, of the group that starts at key `place`, to `last`."""
+        reducer = last.reducer
+        if not isinstance(key, BlockOf):
+            last.add(row, T.bind(emit(key, Env(key=place))), reducer.lift(value))
             return
-        if task.norm:
-            scores.softmax(lanes, memory, count, vec.exp)
-        stage = self.stages[0]
-        with T.serial(count) as slot, T.serial(valid) as lane:
-            x = T.bind(load(memory, cast(slot, "int64") * lanes.padded + cast(lane, "int64")))
-            key = T.bind(load(positions, slot))
-            self._scatter(item, i, into, stage, key, T.bind(head + lane), x)
-
-    def _weights(self, sequence: Sequence, i: Value, head: Value, valid: Value) -> Memory:
-        """Return the weight of each lane; 0 in lanes without a head."""
-        task = self.task
-        memory = T.alloc_buffer((self.lanes.padded,), "float32")
-        with T.serial(self.lanes.padded) as lane, T.If(lane < valid):
-            with T.Then():
-                one: Value = const(1.0, "float32")
-                if task.weights is not None:
-                    flat = self.arguments[task.weights].flat
-                    at = sequence.row(task.weights.rows, i) * task.q.heads
-                    one = vec.load_f32(flat, task.weights.dtype, at + cast(head + lane, "int64"))
-                store(memory, one, lane)
-            with T.Else():
-                store(memory, const(0.0, "float32"), lane)
-        return memory
-
-    def _scatter(
-        self, item: Item, i: Value, into: Accumulator, stage: Stage, key: Value, head: Value,
-        x: Value,
-    ) -> None:  # fmt: skip
-        """Add a score of (head, i, key) to its group."""
-        row: Value = const(0, "int32")
-        if into.rows > 1:
-            row = (head - item.group * self.heads) // (self.heads // into.rows)
-        last = stage.keys[-1]
-        if not isinstance(last, BlockOf):
-            env = replace(self._env(item, i, key=key), head=head)
-            into.add(row, T.bind(emit(last, env)), x)
-            return
-        start = T.bind(key * last.axis.stride)
-        stop = T.bind(start + last.axis.width)
-        low, high = T.bind(start // last.width), T.bind((stop - 1) // last.width)
+        low, high = blocks_of(key, place)
         with T.serial(high - low + 1) as n:
             block = T.bind(low + n)
-            value = x
-            if stage.how == "sum":
-                over = minimum(stop, (block + 1) * last.width) - maximum(start, block * last.width)
-                value = x * (cast(over, "float32") * const(1.0 / last.axis.stride, "float32"))
-            into.add(row, block, T.bind(value))
+            share = share_of(key, reducer, place, block, item.sequence.n_k)
+            scaled = value if share is None else T.bind(value * share)
+            last.add(row, block, reducer.lift(scaled))
 
-    # --- the list -------------------------------------------------------------------------------
+    # --- lists ----------------------------------------------------------------------------------
 
-    def _select(self, item: Item, row: Accumulator, rank: Memory) -> None:
-        task = self.task
-        out = self.arguments[task.out]
+    def _choose(self, item: Item, last: Rows) -> None:
+        lists = item.stop - item.first if self.facts.block == 1 else const(1, "int32")
+        room = topk.Row.room(last.length, last.width)
+        with workspace(T.bind(room), "int32") as rank, T.serial(lists) as n:
+            start = T.bind(cast(n, "int64") * last.pitch)
+            score = view(last.planes[0], start, last.pitch, "float32")
+            row = topk.Row(score, rank, last.length, last.width)
+            keys = self._list_keys(item, n)
+            self._rank(item, row, keys)
+            budget = None
+            if self.task.topk is not None:
+                budget = pin(cast(self._value(self.task.topk, item, keys), "int32"))
+            chosen = topk.choose(row, budget, self.task.top_p)
+            self._write(item, cast(n, "int64"), row, chosen)
+
+    def _list_keys(self, item: Item, n: Value) -> tuple[Value, ...]:
+        """Return the values of the keys before the last of list `n` of an item."""
+        row_key = T.bind(item.key + n)
+        return tuple(item.group if mentions(k, Head) else row_key for k in self.task.keys[:-1])
+
+    def _rank(self, item: Item, row: topk.Row, keys: tuple[Value, ...]) -> None:
+        """Rank every key of a list: forced ones first, what is short of the threshold never."""
+        task, width = self.task, row.width
+
+        def whole(value: int) -> Value:
+            return const(value, "int32", width)
+
+        with T.serial((row.length + (width - 1)) // width) as n:
+            score = T.bind(load(row.score, n * width, lanes=width))
+            rank = topk.rank_of(score)
+            if task.threshold is not None:
+                enough = score >= const(task.threshold, "float32", width)
+                rank = T.bind(select(enough, rank, whole(topk.NEVER)))
+            if task.force is not None:
+                last = ramp(cast(n * width, "int32"), width)
+                forced = self._value(task.force, item, (*keys, last))
+                rank = T.bind(select(broadcast(forced, width), whole(topk.FORCED), rank))
+            store(row.rank, rank, n * width)
+
+    def _write(self, item: Item, n: Value, row: topk.Row, chosen: Value) -> None:
+        """Write the chosen keys of list `n`, and -1 behind them."""
+        out = self.arguments[self.task.out]
         extent = out.shape[-1]
         width = const(extent, "int64") if isinstance(extent, int) else extent
-        base = T.bind((item.row * self.groups + cast(item.group, "int64")) * width)
-        written = cell("int64", const(0, "int64"))
-        with T.serial(row.length) as n:
-            score = T.bind(load(row.value, n))
-            value = cell("int32", topk.rank_of(score))
-            if task.threshold is not None:
-                with T.If(T.Not(score >= const(task.threshold, "float32"))), T.Then():
-                    put(value, const(topk.NEVER, "int32"))
-            if task.force is not None:
-                with T.If(emit(task.force, self._list_env(item, cast(n, "int32")))), T.Then():
-                    put(value, const(topk.FORCED, "int32"))
-            store(rank, get(value), n)
-        budget: Value | None = None
-        if task.topk is not None:
-            budget = T.bind(cast(emit(task.topk, self._list_env(item, None)), "int32"))
-            if not isinstance(task.topk, Const):
-                budget = T.bind(minimum(budget, cast(width, "int32")))
+        base = T.bind(((item.row + n) * self.groups + cast(item.group, "int64")) * width)
+        count = T.bind(minimum(chosen, width))
+        with T.serial(count) as x:
+            store(out.flat, load(row.rank, x), base + x)
+        with T.serial(width - count) as x:
+            store(out.flat, const(-1, "int32"), base + count + x)
 
-        def write(n: Value) -> None:
-            with T.If(get(written) < width), T.Then():
-                store(out.flat, cast(n, "int32"), base + get(written))
-                put(written, get(written) + 1)
+    def _value(self, expr: Expr, item: Item, keys: tuple[Value, ...]) -> Value:
+        """Return an expression over the keys of a list, stops and tables."""
+        symbols: dict[str, Value] = {}
 
-        topk.choose(topk.Row(row.value, rank, row.length), budget, task.top_p, write)
-        with T.serial(width - get(written)) as n:
-            store(out.flat, const(-1, "int32"), base + get(written) + n)
+        def rule(e: Expr) -> Expr | None:
+            if not isinstance(e, Stop):
+                return None
+            name = f"stop {len(symbols)}"
+            symbols[name] = stop_of(e, item.sequence)
+            return Symbol(name)
 
-    def _list_env(self, item: Item, last: Value | None) -> Env:
-        values = [item.group if mentions(key, Head) else item.key for key in self.task.keys[:-1]]
-        env = self._env(item, item.first)
-        return replace(env, key_vars=(*values, *(() if last is None else (last,))))
+        def table(read: Table, index: tuple[Value, ...]) -> Value:
+            buffer = self.tables[read.tensor.name]
+            return read_table(self.arguments, buffer, item.sequence, index)
 
-    def _env(self, item: Item, i: Value, key: Value | None = None) -> Env:
-        sequence = item.sequence
-        tables = dict(self.task.tables)
-
-        def table(read: object, index: tuple[Value, ...]) -> Value:
-            return read_table(self.arguments, tables[read.tensor.name], sequence, index)  # type: ignore[attr-defined]
-
-        return Env(
-            query=i,
-            key=key,
-            head=item.group * self.heads,
-            query_stop=sequence.q_off + sequence.n_q,
-            key_stop=sequence.count(self.task.k.rows),
-            table=table,
-        )
-
-
-def _view(memory: Memory, first: Value, size: Value, dtype: str) -> Memory:
-    return T.decl_buffer((size,), dtype, data=memory.data, elem_offset=first)
+        closed = rebuild(expr, rule)
+        return emit(closed, Env(symbols=symbols, key_vars=keys, table=table))

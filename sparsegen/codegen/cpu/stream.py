@@ -10,7 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsegen.codegen.tvm import Memory, T, Value, const, equal, load, maximum, minimum, store
+from sparsegen.codegen.tvm import (
+    Memory,
+    T,
+    Value,
+    const,
+    dtype_of,
+    equal,
+    load,
+    maximum,
+    minimum,
+    store,
+)
 
 NEVER = 2**31 - 1  # later than every item of a list
 
@@ -23,6 +34,15 @@ def cell(dtype: str, value: Value) -> Memory:
     memory = T.alloc_buffer((1,), dtype)
     store(memory, value, 0)
     return memory
+
+
+def pin(value: Value) -> Value:
+    """Compute a scalar once.
+
+    A bound variable is not enough: TVM's simplifier unfolds choices and quotients into everything
+    derived from them, and compile times explode.
+    """
+    return T.bind(get(cell(dtype_of(value), value)))
 
 
 def get(memory: Memory) -> Value:

@@ -49,6 +49,11 @@ class Tile:
         """Return the lanes of the whole tile; the last ones may stand for no row."""
         return self.subtiles * self.lanes
 
+    def place(self, vector: Value, dim: int, element: int) -> Value:
+        """Return where a vector of rows has an element, in [sub-tile][dim][lanes]."""
+        sub, v = vector // self.vectors, vector % self.vectors
+        return (sub * dim + element) * self.lanes + v * self.width
+
 
 @dataclass(frozen=True)
 class Lanes:
@@ -83,6 +88,10 @@ class Lanes:
             store(lanes.valid, cast(r < count * tile.heads, "int32"), r)
         return lanes
 
+    def element(self, r: Value, heads: int, dim: int) -> Value:
+        """Return the first element of lane r in a flat [row, heads, dim]."""
+        return (load(self.row, r) * heads + cast(load(self.head, r), "int64")) * dim
+
 
 @dataclass(frozen=True)
 class Column:
@@ -113,28 +122,26 @@ def load_queries(lanes: Lanes, columns: list[Column]) -> Memory:
     def element(value: Value, fn: Expr | None) -> Value:
         return value if fn is None else emit(fn, Env(symbols={"x": T.bind(value)}))
 
-    def gather(sub: Value, v: int) -> None:
-        first = sub * tile.lanes + v * width
+    with T.serial(tile.rows // width) as vector:
+        first = vector * width
         done = 0
         for column in columns:
             bases = [T.bind(column.base(lanes, first + n)) for n in range(width)]
-            at = (sub * dim + done) * tile.lanes + v * width
+            at = T.bind(tile.place(vector, dim, done))
             with T.serial(column.size // width) as c:
                 rows = [
                     T.bind(load_f32(column.memory, column.dtype, base + c * width, lanes=width))
                     for base in bases
                 ]
-                for d, vector in enumerate(transpose(rows)):
-                    store(out, element(vector, column.fn), at + (c * width + d) * tile.lanes)
-            for d in range(column.size // width * width, column.size):
-                for n, base in enumerate(bases):
-                    value = load_f32(column.memory, column.dtype, base + d)
-                    store(out, element(value, column.fn), at + d * tile.lanes + n)
+                for d, values in enumerate(transpose(rows)):
+                    store(out, element(values, column.fn), at + (c * width + d) * tile.lanes)
+            whole = column.size // width * width
+            with T.serial(width) as n:
+                base = T.bind(column.base(lanes, first + n))
+                with T.serial(column.size - whole) as d:
+                    value = load_f32(column.memory, column.dtype, base + (whole + d))
+                    store(out, element(value, column.fn), at + (whole + d) * tile.lanes + n)
             done += column.size
-
-    with T.serial(tile.subtiles) as sub:
-        for v in range(tile.vectors):
-            gather(sub, v)
     return out
 
 
@@ -147,29 +154,27 @@ def load_query_pairs(lanes: Lanes, columns: list[Column]) -> Memory:
     tile, width = lanes.tile, lanes.tile.width
     out = T.alloc_buffer((tile.subtiles * dim * tile.lanes,), "int32")
 
-    def gather(sub: Value, v: int) -> None:
-        first = sub * tile.lanes + v * width
+    with T.serial(tile.rows // width) as vector:
+        first = vector * width
         done = 0
         for column in columns:
             bases = [T.bind(column.base(lanes, first + n)) for n in range(width)]
-            at = (sub * dim + done) * tile.lanes + v * width
+            at = T.bind(tile.place(vector, dim, done))
             pairs = column.size // 2
             with T.serial(pairs // width) as c:
                 rows = [
                     T.bind(load_pairs(column.memory, base + c * (2 * width), width))
                     for base in bases
                 ]
-                for d, vector in enumerate(transpose(rows)):
-                    store(out, vector, at + (c * width + d) * tile.lanes)
-            for d in range(pairs // width * width, pairs):
-                for n, base in enumerate(bases):
-                    value = load_pairs(column.memory, base + 2 * d, 1)
-                    store(out, value, at + d * tile.lanes + n)
+                for d, values in enumerate(transpose(rows)):
+                    store(out, values, at + (c * width + d) * tile.lanes)
+            whole = pairs // width * width
+            with T.serial(width) as n:
+                base = T.bind(column.base(lanes, first + n))
+                with T.serial(pairs - whole) as d:
+                    value = load_pairs(column.memory, base + 2 * (whole + d), 1)
+                    store(out, value, at + (whole + d) * tile.lanes + n)
             done += pairs
-
-    with T.serial(tile.subtiles) as sub:
-        for v in range(tile.vectors):
-            gather(sub, v)
     return out
 
 
@@ -185,31 +190,22 @@ def store_outputs(
     """Write `values` [sub-tile][dim][lanes] times `scale` [rows] to flat [row, heads, dim]."""
     tile, width = lanes.tile, lanes.tile.width
 
-    def scatter(sub: Value, v: int) -> None:
-        first = sub * tile.lanes + v * width
-        at = sub * (dim * tile.lanes) + v * width
+    with T.serial(tile.rows // width) as vector:
+        first = vector * width
+        at = T.bind(tile.place(vector, dim, 0))
         factor = T.bind(load(scale, first, lanes=width))
-        bases = [
-            T.bind(
-                (load(lanes.row, first + n) * heads + cast(load(lanes.head, first + n), "int64"))
-                * dim
-            )
-            for n in range(width)
-        ]
+        bases = [T.bind(lanes.element(first + n, heads, dim)) for n in range(width)]
         with T.serial(dim // width) as c:
             columns = [
                 T.bind(load(values, at + (c * width + d) * tile.lanes, lanes=width) * factor)
                 for d in range(width)
             ]
-            for n, vector in enumerate(transpose(columns)):
-                with T.If(load(lanes.valid, first + n) != 0), T.Then():
-                    store_f32(memory, dtype, vector, bases[n] + c * width)
-        for d in range(dim // width * width, dim):
-            for n in range(width):
-                with T.If(load(lanes.valid, first + n) != 0), T.Then():
-                    value = load(values, at + d * tile.lanes + n) * load(scale, first + n)
-                    store_f32(memory, dtype, value, bases[n] + d)
-
-    with T.serial(tile.subtiles) as sub:
-        for v in range(tile.vectors):
-            scatter(sub, v)
+            for n, row in enumerate(transpose(columns)):
+                with T.If(load(lanes.valid, first + n) > 0), T.Then():
+                    store_f32(memory, dtype, row, bases[n] + c * width)
+        done = dim // width * width
+        with T.serial(width) as n, T.If(load(lanes.valid, first + n) > 0), T.Then():
+            base = T.bind(lanes.element(first + n, heads, dim))
+            with T.serial(dim - done) as d:
+                value = load(values, at + (done + d) * tile.lanes + n) * load(scale, first + n)
+                store_f32(memory, dtype, value, base + (done + d))

@@ -1,22 +1,37 @@
-"""Select exactly from a row of scores: radix descent to the last chosen score, then one pass.
+"""Select exactly from a row of scores: find the rank of the last chosen key, then one pass.
 
 Order: score descending, index ascending; forced keys before all others. NaN and -inf are never
-chosen unless forced. Scores become integers of the same order, whose digits are counted from the
-top; so no number of ties can be too many, and nothing is sorted.
+chosen unless forced. Scores become integers of the same order, and the budget is met by halving the
+range of ranks that the last chosen key may have, counting what lies above; so no number of ties can
+be too many, and nothing is sorted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, reinterpret, store
+from sparsegen.codegen.cpu import vec
+from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.tvm import (
+    Memory,
+    T,
+    Value,
+    cast,
+    const,
+    equal,
+    lanes_of,
+    load,
+    reinterpret,
+    select,
+    store,
+)
 
 # Ranks of keys: never chosen, and forced. Both lie outside the ranks of floats but NaN.
 NEVER, FORCED = -(2**31), 2**31 - 1
 BITS = 8
 BINS = 1 << BITS
+# Vectors counted at a time.
+STRIDE = 4
 
 
 @dataclass(frozen=True)
@@ -24,49 +39,66 @@ class Row:
     """The candidates of one list.
 
     score   float32 [length]; for forced keys that are absent, -inf
-    rank    int32 [length], see `rank_of`
+    rank    int32 [room(length)], see `rank_of`; overwritten by `choose`
     length  int64
+    width   lanes of a vector
     """
 
     score: Memory
     rank: Memory
     length: Value
+    width: int
+
+    @staticmethod
+    def room(length: Value, width: int) -> Value:
+        """Return how many ranks must fit."""
+        return (length + (STRIDE * width - 1)) // (STRIDE * width) * (STRIDE * width)
 
 
 def rank_of(score: Value) -> Value:
-    """Return the rank of a float32 score as int32: greater for greater scores, equal for ties."""
-    bits = T.bind(reinterpret(score + const(0.0, "float32"), "int32"))  # -0 becomes +0
-    ordered = T.bitwise_xor(
-        bits, T.bitwise_and(T.shift_right(bits, const(31, "int32")), 0x7FFFFFFF)
-    )
-    # Ranks of -inf and below, and of NaN of either sign, are no ranks of numbers.
-    number = T.And(score > const(float("-inf"), "float32"), score <= const(float("inf"), "float32"))
-    return T.if_then_else(number, ordered, const(NEVER, "int32"))
+    """Return the rank of float32 scores as int32: greater for greater scores, equal for ties."""
+    lanes = lanes_of(score)
+    score = T.bind(score)
+
+    def whole(value: int) -> Value:
+        return const(value, "int32", lanes)
+
+    zero, inf = const(0.0, "float32", lanes), const(float("inf"), "float32", lanes)
+    bits = T.bind(reinterpret(score + zero, "int32"))  # -0 becomes +0
+    flipped = T.bitwise_and(T.shift_right(bits, whole(31)), whole(0x7FFFFFFF))
+    ordered = T.bind(T.bitwise_xor(bits, flipped))
+    # NaN is not at most inf; -inf and NaN are no ranks of numbers.
+    number = select(score <= inf, ordered, whole(NEVER))
+    return T.bind(select(score > zero - inf, number, whole(NEVER)))
 
 
-def choose(
-    row: Row, budget: Value | None, top_p: float | None, emit: Callable[[Value], None]
-) -> None:
-    """Call `emit` with the index (int64) of each chosen key, in ascending order.
+def choose(row: Row, budget: Value | None, top_p: float | None) -> Value:
+    """Leave the chosen keys, ascending, at the front of `row.rank`; return their number (int64).
 
     Args:
         budget: how many keys at most (int32), or None.
         top_p: stop once this share of the row's mass is chosen; forced keys are chosen anyway.
     """
-    last = cell("int32", const(NEVER + 1, "int32"))  # the lowest rank that is chosen
+    last = cell("int64", const(NEVER + 1, "int64"))  # the lowest rank that is chosen
     ties = cell("int64", row.length)  # how many keys of that rank are chosen
+    # Behind the row nothing may be counted.
+    with T.serial(Row.room(row.length, row.width) - row.length) as n:
+        store(row.rank, const(NEVER, "int32"), row.length + n)
     if top_p is not None:
         _descend_mass(row, top_p, last, ties)
     if budget is not None:
         _descend_count(row, budget, last, ties)
+    written = cell("int64", const(0, "int64"))
+    lowest = T.bind(cast(get(last), "int32"))
     with T.serial(row.length) as n:
         rank = T.bind(load(row.rank, n))
-        with T.If(rank > get(last)):
-            with T.Then():
-                emit(n)
-            with T.Else(), T.If(T.And(equal(rank, get(last)), get(ties) > 0)), T.Then():
-                put(ties, get(ties) - 1)
-                emit(n)
+        tie = T.bind(cast(T.And(equal(rank, lowest), get(ties) > 0), "int64"))
+        chosen = T.bind(cast(rank > lowest, "int64") + tie)
+        # Without a branch, which random scores would mispredict. Never ahead of what is read.
+        store(row.rank, cast(n, "int32"), get(written))
+        put(written, get(written) + chosen)
+        put(ties, get(ties) - tie)
+    return T.bind(get(written))
 
 
 def _unsigned(rank: Value) -> Value:
@@ -74,46 +106,57 @@ def _unsigned(rank: Value) -> Value:
     return cast(rank, "int64") + const(2**31, "int64")
 
 
+def _count(row: Row, lowest: Value) -> Value:
+    """Return how many keys have a rank of at least `lowest` (int32), as int64."""
+    width = row.width
+    sums = vec.accumulators(STRIDE, width, "int32")
+    for total in sums:
+        store(total, const(0, "int32", width), 0)
+    floor = vec.spread(lowest, width)
+    step = STRIDE * width
+    with T.serial(Row.room(row.length, width) // step) as n:
+        for v, total in enumerate(sums):
+            rank = load(row.rank, n * step + v * width, lanes=width)
+            one = select(rank >= floor, const(1, "int32", width), const(0, "int32", width))
+            store(total, load(total, 0, lanes=width) + one, 0)
+    whole = load(sums[0], 0, lanes=width)
+    for total in sums[1:]:
+        whole = whole + load(total, 0, lanes=width)
+    return pin(cast(vec.total(T.bind(whole)), "int64"))
+
+
 def _descend_count(row: Row, budget: Value, last: Memory, ties: Memory) -> None:
     """Lower the choice to its best `budget` keys."""
-    chosen = cell("int64", const(0, "int64"))
-    seen = cell("int64", const(0, "int64"))
-    with T.serial(row.length) as n:
-        rank = T.bind(load(row.rank, n))
-        with T.If(rank > get(last)):
-            with T.Then():
-                put(chosen, get(chosen) + 1)
-            with T.Else(), T.If(equal(rank, get(last))), T.Then():
-                put(seen, get(seen) + 1)
-    have = T.bind(get(chosen) + T.min(get(seen), get(ties)))
-    left = cell("int64", T.max(cast(budget, "int64"), const(0, "int64")))
-    with T.If(have > get(left)), T.Then(), T.If(get(left) < 1):
+    left = T.bind(T.max(cast(budget, "int64"), const(0, "int64")))
+    reached = _count(row, cast(get(last), "int32"))
+    above = cell("int64", const(0, "int64"))  # keys of a rank over the last
+    with T.If(get(last) < FORCED), T.Then():
+        put(above, _count(row, cast(get(last) + 1, "int32")))
+    chosen = T.bind(get(above) + T.min(reached - get(above), get(ties)))
+    with T.If(chosen > left), T.Then(), T.If(left < 1):
         with T.Then():
-            put(last, const(FORCED, "int32"))
+            put(last, const(FORCED, "int64"))
             put(ties, const(0, "int64"))
         with T.Else():
-            histogram = T.alloc_buffer((BINS,), "int32")
-            prefix = cell("int64", const(0, "int64"))
-            for shift in range(32 - BITS, -1, -BITS):
-                _digit(row, histogram, prefix, left, shift)
-            put(last, cast(get(prefix) - const(2**31, "int64"), "int32"))
-            put(ties, get(left))
-
-
-def _digit(row: Row, histogram: Memory, prefix: Memory, left: Memory, shift: int) -> None:
-    """Fix one digit of the lowest chosen rank; `left` keys of the prefix are still to choose."""
-    with T.serial(BINS) as b:
-        store(histogram, const(0, "int32"), b)
-    with T.serial(row.length) as n:
-        key = T.bind(_unsigned(load(row.rank, n)))
-        with T.If(equal(T.shift_right(key, const(shift + BITS, "int64")), get(prefix))), T.Then():
-            digit = T.bind(T.bitwise_and(T.shift_right(key, const(shift, "int64")), BINS - 1))
-            store(histogram, load(histogram, digit) + 1, digit)
-    bin_ = cell("int64", const(BINS - 1, "int64"))
-    with T.While(cast(load(histogram, get(bin_)), "int64") < get(left)):
-        put(left, get(left) - cast(load(histogram, get(bin_)), "int64"))
-        put(bin_, get(bin_) - 1)
-    put(prefix, get(prefix) * BINS + get(bin_))
+            put(above, const(0, "int64"))
+            over = cell("int64", const(FORCED + 1, "int64"))  # a rank of fewer keys than `left`
+            with T.While(get(last) + 1 < get(over)):
+                middle = pin((get(last) + get(over)) // 2)
+                found = _count(row, cast(middle, "int32"))
+                with T.If(found < left):
+                    with T.Then():
+                        put(over, middle)
+                        put(above, found)
+                    with T.Else():
+                        put(last, middle)
+                        with T.If(equal(found, left)), T.Then():
+                            put(over, middle)  # all of these: what remains to find does not matter
+            # Of the lowest rank as many as are missing; after an exact hit all that have it.
+            with T.If(equal(get(last), get(over))):
+                with T.Then():
+                    put(ties, row.length)
+                with T.Else():
+                    put(ties, left - get(above))
 
 
 def _descend_mass(row: Row, top_p: float, last: Memory, ties: Memory) -> None:
@@ -130,9 +173,9 @@ def _descend_mass(row: Row, top_p: float, last: Memory, ties: Memory) -> None:
         with T.If(equal(load(row.rank, n), const(FORCED, "int32"))), T.Then():
             put(forced, get(forced) + mass)
     goal = T.bind(get(total) * const(top_p, "float64") - get(forced))
-    with T.If(goal <= const(0.0, "float64")):
+    with T.If(T.Not(goal > const(0.0, "float64"))):
         with T.Then():
-            put(last, const(FORCED, "int32"))
+            put(last, const(FORCED, "int64"))
         with T.Else():
             _rank_of_mass(row, goal, last, ties)
 
@@ -160,11 +203,11 @@ def _rank_of_mass(row: Row, goal: Value, last: Memory, ties: Memory) -> None:
             put(left, get(left) - load(masses, get(bin_)))
             put(bin_, get(bin_) - 1)
         put(prefix, get(prefix) * BINS + get(bin_))
-    put(last, cast(get(prefix) - const(2**31, "int64"), "int32"))
+    put(last, get(prefix) - const(2**31, "int64"))
     put(ties, const(0, "int64"))
     with T.serial(row.length) as n:
         short = get(left) > const(0.0, "float64")
-        with T.If(T.And(equal(load(row.rank, n), get(last)), short)), T.Then():
+        with T.If(T.And(equal(cast(load(row.rank, n), "int64"), get(last)), short)), T.Then():
             put(ties, get(ties) + 1)
             put(left, get(left) - cast(load(row.score, n), "float64"))
 
