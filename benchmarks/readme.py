@@ -66,7 +66,7 @@ def runs(name: str, layout: Layout) -> bool:
     try:
         plan = partition(program, Binding(layout=layout, page_size=page, sizes=sizes))
         catalog.choose_all(plan.tasks, arch.get("generic"))
-        describe(plan, name)
+        describe(plan, name, arch.get("generic"))
     except SparsegenError:
         return False
     return True

@@ -124,7 +124,9 @@ def compile(
 
     Args:
         pattern: a pattern, a program, or the name of a shipped pattern.
-        target: "cpu" for this machine, or the name of an architecture it can run.
+        target: "cpu" for this machine or "cuda" for the GPU in it; or the name of an architecture:
+            a CPU that this machine can run, or a GPU ("sm_80", "sm_90", "cuda:sm_120"), for which
+            any machine with nvcc compiles.
         dtype: of inputs and outputs: float32, bfloat16 or float16; accumulation is in float32.
         layout: "sequence" (inputs as declared), "dense" (a batch axis in front), "ragged" (packed,
             with cu_seqlens) or "paged" (keys in pages); see `Kernel`.
@@ -238,19 +240,46 @@ def _plain(hyper: dict[str, Any]) -> dict[str, Hyper]:
 
 
 def arch_of(target: str) -> Arch:
-    """Return the architecture a target names; "cpu" is this machine's.
+    """Return the architecture a target names: "cpu" is this machine's, "cuda" the GPU's present.
+
+    "cuda:sm_90", "sm_90" and "sm_90a" name a GPU's, which need not be here.
 
     Raises:
         BindingError: there is no such architecture, or this machine cannot run its code.
     """
     if target == "cpu":
         return archs.host()
-    found = archs.get(target)
+    if target == "cuda":
+        return _gpu_present()
+    name = target.removeprefix("cuda:")
+    found = archs.get(name.rstrip("af") if name.startswith("sm_") else name)
     if reason := archs.unfit(found):
         raise BindingError(
             f"target={target!r}: {reason}", hint="compile on such a machine, or for target='cpu'"
         )
     return found
+
+
+def _gpu_present() -> Arch:
+    from sparsegen.runtime.gpu import present
+
+    known = [name for name in archs.names() if archs.get(name).kind == "cuda"]
+    way_out = f"name the GPU to compile for: target={' or '.join(map(repr, known))}"
+    found = present()
+    if found is None:
+        raise BindingError(
+            "target='cuda' means the GPU of this machine, and torch sees none",
+            hint=f"install torch for CUDA and a driver, or {way_out}",
+        )
+    name, capability = found
+    arch = archs.gpu(capability)
+    if arch is None:
+        raise BindingError(
+            f"target='cuda': {name} has compute capability {capability[0]}.{capability[1]}, "
+            "which no architecture here fits",
+            hint=f"the oldest supported is sm_80; to compile for another GPU, {way_out}",
+        )
+    return arch
 
 
 def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:

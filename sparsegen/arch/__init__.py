@@ -47,6 +47,10 @@ class Arch:
     """Last-level cache that one core can reach; 0 when there is none."""
     shared_bytes: int = 0
     """Shared memory one thread block may have; 0 for a CPU."""
+    shared_core_bytes: int = 0
+    """Shared memory of one multiprocessor; 0 for a CPU."""
+    threads_per_core: int = 0
+    """Threads one multiprocessor holds; 0 for a CPU."""
     cores: int | None = field(default=None, compare=False)
     """Cores (cpu) or multiprocessors (cuda); None where the name does not settle it."""
     target: Mapping[str, Any] = field(hash=False)
@@ -71,8 +75,16 @@ class Arch:
             )
 
     @property
+    def capability(self) -> tuple[int, int]:
+        """Return the compute capability of a GPU; (0, 0) for a CPU."""
+        if self.kind == "cpu":
+            return 0, 0
+        digits = str(self.target["arch"]).removeprefix("sm_").rstrip("af")
+        return int(digits[:-1]), int(digits[-1])
+
+    @property
     def machine(self) -> str | None:
-        """Return the instruction set, as `uname -m` says it; None for any."""
+        """Return the instruction set of a CPU, as `uname -m` says it; None for any."""
         triple = self.target.get("mtriple")
         return None if triple is None else str(triple).partition("-")[0]
 
@@ -114,8 +126,26 @@ def host() -> Arch:
     return dataclasses.replace(best, cores=_usable_cores())
 
 
+def gpu(capability: tuple[int, int]) -> Arch | None:
+    """Return the newest architecture whose code a GPU of a compute capability runs, or None.
+
+    Code for x.y runs on x.z with z >= y, and code that names its features (sm_90a) on x.y alone.
+    """
+    found = [arch for arch in map(get, names()) if arch.kind == "cuda" and runs(arch, capability)]
+    return max(found, key=lambda arch: arch.capability, default=None)
+
+
+def runs(arch: Arch, capability: tuple[int, int]) -> bool:
+    """Tell whether a GPU of a compute capability runs the code of an architecture."""
+    (major, minor), exact = arch.capability, str(arch.target["arch"])[-1].isalpha()
+    same = (major, minor) == capability
+    return same or (not exact and major == capability[0] and minor <= capability[1])
+
+
 def unfit(arch: Arch) -> str | None:
-    """Return why this machine cannot run code for a CPU, or None."""
+    """Return why this machine cannot run code for a CPU, or None; any may compile for a GPU."""
+    if arch.kind == "cuda":
+        return None
     here = platform.machine()
     if arch.machine not in (None, here):
         return f"{arch.name} is for {arch.machine}, and this machine is {here}"

@@ -82,8 +82,9 @@ def export(kernel: Kernel, folder: str | Path) -> Path:
             {
                 "arch": arch.name,
                 "file": library,
-                "features": sorted(arch.features),
+                "features": sorted(arch.features) if arch.kind == "cpu" else [],
                 "machine": arch.machine,
+                "code": kernel.spec.capability,
             }
         ],
         "requires": {"tvm_ffi": page.ffi},

@@ -22,6 +22,7 @@ from sparsegen.codegen.tvm import (
     dtype_of,
     lanes_of,
     load,
+    scratch,
     select,
     store,
     tirx,
@@ -162,7 +163,7 @@ def _through_memory(x: Value) -> Value:
     that a function of a function makes.
     """
     lanes = lanes_of(x)
-    held = T.alloc_buffer((lanes,), dtype_of(x))
+    held = scratch(lanes, dtype_of(x))
     store(held, x, 0)
     return T.bind(load(held, 0, lanes=lanes))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ __all__ = [
     "cast",
     "compile_module",
     "const",
+    "cuda_source",
+    "device_code",
     "dtype_of",
     "equal",
     "gather",
@@ -83,6 +86,7 @@ __all__ = [
     "minimum",
     "ramp",
     "reinterpret",
+    "scratch",
     "select",
     "shuffle",
     "store",
@@ -172,6 +176,24 @@ def store(buffer: Memory, value: Value, *index: Value) -> None:
     T.buffer_store(buffer, value, [*index[:-1], ramp(index[-1], lanes_of(value))])
 
 
+_SCOPE: ContextVar[str] = ContextVar("scope", default="global")
+
+
+def scratch(size: int, dtype: str) -> Memory:
+    """Allocate `size` elements of a thread's own: its registers or stack."""
+    return T.alloc_buffer((size,), dtype, scope=_SCOPE.get())
+
+
+@contextmanager
+def device_code() -> Iterator[None]:
+    """Let `scratch` mean the registers of a GPU thread for the body of a `with`."""
+    token = _SCOPE.set("local")
+    try:
+        yield
+    finally:
+        _SCOPE.reset(token)
+
+
 @contextmanager
 def workspace(size: Value, dtype: str) -> Iterator[Memory]:
     """Take `size` (int64) elements of the heap for the body of a `with`.
@@ -243,6 +265,27 @@ def build(module: Any, arch: Arch, path: Path) -> Path:
             hint="a C++ compiler (g++ or clang++) must be on PATH, and the folder writable",
         ) from error
     return path
+
+
+def cuda_source(module: Any, arch: Arch) -> str:
+    """Return the CUDA source of a module: its kernels, and the launchers that check arguments.
+
+    Raises:
+        CompileError: TVM refused the generated code.
+    """
+    from tvm.backend.cuda import export_cuda_host
+
+    try:
+        built = tirx.build(module, target_of(arch), pipeline="tirx")
+        return str(export_cuda_host(built))
+    # TVM raises its C++ errors as many unrelated Python types.
+    except Exception as error:
+        names = ", ".join(sorted(v.name_hint for v in module.get_global_vars()))
+        lines = [line for line in str(error).strip().splitlines() if line.strip()]
+        raise CompileError(
+            f"TVM failed on {names} for {arch.name}: {lines[0] if lines else type(error).__name__}",
+            hint="set TVM_BACKTRACE=1 for its stack, and report the pattern with this message",
+        ) from error
 
 
 def llvm_version() -> str:

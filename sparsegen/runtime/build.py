@@ -27,7 +27,7 @@ log = logging.getLogger("sparsegen")
 
 # What generates code from a plan. A change of any of these files makes new kernels.
 _SOURCES = ("sparsegen.codegen", "sparsegen.lowering", "sparsegen.analysis", "sparsegen.schedules")
-_TEMPLATE = "support.cc.j2"
+_TEMPLATES = ("support.cc.j2", "support.cu.j2")
 _PACKAGES = ("sparsegen", "apache-tvm", "apache-tvm-ffi")
 
 
@@ -60,11 +60,11 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
         named = dict(zip((task.name for task in plan.tasks), choices, strict=True))
         start = time.perf_counter()
         log.info("compiling %s for %s: %s", plan.program.name, arch.name, _told(named))
-        llvm = compile_tasks(plan, arch, choices, path)
+        compiler = compile_tasks(plan, arch, choices, path)
         log.info("compiled %s in %.2f s", plan.program.name, time.perf_counter() - start)
         return {
             "schedules": {name: _plain(choice.schedule) for name, choice in named.items()},
-            "toolchain": {**toolchain(), "llvm": llvm},
+            "toolchain": {**toolchain(), **compiler},
         }
 
     library, notes = cache.get_or_build(key, compile_into)
@@ -74,11 +74,11 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
     return Built(library, key, schedules, notes["toolchain"])
 
 
-def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> str:
-    """Compile the tasks of a plan into the library `path`; return the version of LLVM.
+def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> dict[str, str]:
+    """Compile the tasks of a plan into the library `path`; return the compiler's version.
 
     Raises:
-        CompileError: TVM, LLVM or the linker failed.
+        CompileError: TVM, LLVM, nvcc or the linker failed.
     """
     # TVM takes seconds to import, and a cached kernel does not need it.
     from sparsegen.codegen import tvm
@@ -86,8 +86,12 @@ def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path)
     modules = [
         _applied(task, choice, arch) for task, choice in zip(plan.tasks, choices, strict=True)
     ]
+    if arch.kind == "cuda":
+        from sparsegen.codegen.gpu.build import compile_source
+
+        return {"nvcc": compile_source(tvm.cuda_source(tvm.merge(modules), arch), arch, path)}
     tvm.build(tvm.merge(modules), arch, path)
-    return tvm.llvm_version()
+    return {"llvm": tvm.llvm_version()}
 
 
 def _applied(task: Task, choice: Choice, arch: Arch) -> Any:
@@ -152,7 +156,8 @@ def _sources() -> str:
     for package in _SOURCES:
         for name, file in sorted(_python_files(files(package), package)):
             hashes.update(f"{name}\0{_digest(file.read_bytes())}\n".encode())
-    hashes.update(files("sparsegen.templates").joinpath(_TEMPLATE).read_bytes())
+    for name in _TEMPLATES:
+        hashes.update(files("sparsegen.templates").joinpath(name).read_bytes())
     return hashes.hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparsegen.arch import Arch
 from sparsegen.errors import UnsupportedError
 from sparsegen.ir.axes import Entries
 from sparsegen.ir.expr import Apply, Const, Expr, Stop, show
@@ -17,12 +18,13 @@ from sparsegen.runtime.standalone.spec import (
 )
 
 
-def describe(plan: Plan, op: str) -> Spec:
+def describe(plan: Plan, op: str, arch: Arch) -> Spec:
     """Return the specification of a plan.
 
     Args:
         plan: what to run.
         op: the name its torch operator gets.
+        arch: what it is compiled for.
 
     Raises:
         UnsupportedError: a result has rows that the binding's layout cannot show.
@@ -58,6 +60,8 @@ def describe(plan: Plan, op: str) -> Spec:
             for t in plan.tasks
         ),
         results=tuple(ResultSpec(buffer=r.buffer.name, what=r.what) for r in plan.results),
+        device=arch.kind,
+        capability=str(arch.target["arch"]) if arch.kind == "cuda" else "",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -46,8 +47,9 @@ class Kernel(Runner):
     """
 
     def __init__(self, plan: Plan, arch: Arch, built: Built) -> None:
-        spec = describe(plan, op_name(plan, built))
-        super().__init__(spec, load_library(built.library, ERRORS), ERRORS)
+        spec = describe(plan, op_name(plan, built), arch)
+        load = functools.partial(load_library, built.library, ERRORS)
+        super().__init__(spec, load() if arch.kind == "cpu" else load, ERRORS)
         self.plan = plan
         self.arch = arch
         self.built = built

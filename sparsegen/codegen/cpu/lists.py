@@ -8,7 +8,7 @@ from math import prod
 from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.stream import Chunk, cell, get, put
 from sparsegen.codegen.exprs import Env, emit
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, store
+from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, scratch, store
 from sparsegen.ir.expr import Expr, Head, Member, Pos, walk
 from sparsegen.lowering.tasks import Lists
 
@@ -56,7 +56,7 @@ class TokenLists:
         """
         argument = arguments[lists.buffer]
         width = argument.shape[-1]
-        bases = T.alloc_buffer((tokens,), "int64")
+        bases = scratch(tokens, "int64")
         with T.serial(present) as t:
             here = replace(env, query=first + t)
             group: Value = const(0, "int64")

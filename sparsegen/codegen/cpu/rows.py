@@ -21,6 +21,7 @@ from sparsegen.codegen.tvm import (
     load,
     maximum,
     minimum,
+    scratch,
     store,
 )
 from sparsegen.lowering.tasks import Buffer, Rows, Task
@@ -211,7 +212,7 @@ def find_tile(arguments: Arguments, tokens: int, index: Value) -> tuple[Sequence
 
 def find_sequence(arguments: Arguments, first: Callable[[Value], Value], index: Value) -> Value:
     """Return the last sequence b (int64) with first(b) <= index; `first` never decreases."""
-    low, high = T.alloc_buffer((1,), "int64"), T.alloc_buffer((1,), "int64")
+    low, high = scratch(1, "int64"), scratch(1, "int64")
     store(low, const(0, "int64"), 0)
     store(high, arguments.batch, 0)
     with T.While(load(low, 0) + 1 < load(high, 0)):

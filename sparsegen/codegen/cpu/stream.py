@@ -20,6 +20,7 @@ from sparsegen.codegen.tvm import (
     load,
     maximum,
     minimum,
+    scratch,
     store,
 )
 
@@ -31,7 +32,7 @@ Body = Callable[[Value, Value], None]
 
 def cell(dtype: str, value: Value) -> Memory:
     """Return a mutable scalar."""
-    memory = T.alloc_buffer((1,), dtype)
+    memory = scratch(1, dtype)
     store(memory, value, 0)
     return memory
 

@@ -14,8 +14,10 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+
 from .errors import Errors
-from .spec import Spec
+from .spec import Spec, runs
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -129,10 +131,16 @@ def _library_for_this_machine(
 ) -> Mapping[str, Any]:
     """Return the first library, the most specific ones standing first, that can run here."""
     flags, machine = cpu_flags(), platform.machine()
+    gpu = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     reasons = []
     for library in libraries:
         missing = sorted(set(library["features"]) - flags)
-        if library["machine"] not in (None, machine):
+        if code := library.get("code"):
+            if gpu and runs(code, gpu):
+                return library
+            found = f"the GPU here has {gpu[0]}.{gpu[1]}" if gpu else "torch sees no GPU"
+            reasons.append(f"{library['arch']} is for {code}, and {found}")
+        elif library["machine"] not in (None, machine):
             reasons.append(f"{library['arch']} is for {library['machine']}, this is {machine}")
         elif missing:
             reasons.append(f"{library['arch']} needs {', '.join(missing)}")

@@ -68,6 +68,12 @@ def check_inputs(spec: Spec, args: Sequence[Any], errors: Errors) -> Sizes:
         _check_kind(spec, tensor.name, tensor.dtype, value, errors)
         _check_shape(spec, tensor, value, seen, errors)
         check_memory(spec, tensor.name, value, errors)
+        if value.device != args[0].device:
+            raise errors.input(
+                f"{spec.name}(): argument {tensor.name!r} is on {value.device}, "
+                f"but {spec.inputs[0].name!r} on {args[0].device}",
+                hint="put all inputs on one device",
+            )
     sizes = sizes_of(spec, [value.shape for value in args])
     if max(sizes.rows_q, sizes.rows_k) > POSITIONS:
         raise errors.input(
@@ -90,10 +96,11 @@ def _check_kind(spec: Spec, name: str, dtype: str, value: Any, errors: Errors) -
         raise errors.input(
             f"{where} is {value.layout}, expected a dense tensor", hint=".to_dense()"
         )
-    if value.device.type != "cpu":
+    if value.device.type != spec.device:
+        place = "the CPU" if spec.device == "cpu" else "a GPU"
         raise errors.input(
-            f"{where} is on {value.device}, but this kernel runs on the CPU",
-            hint=f"pass {name}.cpu()",
+            f"{where} is on {value.device}, but this kernel runs on {place}",
+            hint=f"pass {name}.{spec.device}()",
         )
     if value.dtype != DTYPES[dtype]:
         raise errors.input(
@@ -154,12 +161,19 @@ def check_memory(spec: Spec, name: str, value: Any, errors: Errors) -> None:
             "expected contiguous memory",
             hint=f"pass {name}.contiguous()",
         )
-    if value.data_ptr() % value.element_size():
+    if value.data_ptr() % (step := alignment(spec, value.dtype)):
+        own = step == value.element_size()
         raise errors.input(
-            f"{where} starts at an address that is no multiple of its element size, "
-            f"{value.element_size()} bytes",
+            f"{where} starts at an address that is no multiple of "
+            f"{'its element size' if own else 'what a GPU loads at once'}, {step} bytes",
             hint=f"pass {name}.clone()",
         )
+
+
+def alignment(spec: Spec, dtype: torch.dtype) -> int:
+    """Return the bytes that the address of a tensor must be a multiple of."""
+    # A GPU loads numbers in vectors, and integers one by one.
+    return 16 if spec.device == "cuda" and dtype != torch.int32 else dtype.itemsize
 
 
 def check_vector(spec: Spec, name: str, value: Any, axes: Sequence[str], errors: Errors) -> None:

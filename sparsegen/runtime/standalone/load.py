@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -31,4 +32,5 @@ def load(folder: str | Path, errors: Errors | None = None) -> Runner:
     """
     raised = own_errors() if errors is None else errors
     bundle = open_bundle(folder, raised)
-    return Runner(bundle.spec, load_library(bundle.library, raised), raised)
+    load = functools.partial(load_library, bundle.library, raised)
+    return Runner(bundle.spec, load() if bundle.spec.device == "cpu" else load, raised)

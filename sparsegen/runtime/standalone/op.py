@@ -57,7 +57,7 @@ def register(runner: Runner) -> Any:
     def backward(ctx: Any, *gradients: Any) -> None:
         raise runner.no_gradient()
 
-    library.impl(spec.op, run, "CPU")
+    library.impl(spec.op, run, spec.device.upper())
     torch.library.register_fake(name, fake, lib=library)
     torch.library.register_autograd(name, backward, setup_context=refuse, lib=library)
     return getattr(getattr(torch.ops, NAMESPACE), spec.op).default

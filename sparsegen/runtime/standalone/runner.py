@@ -5,25 +5,27 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from .checks import DTYPES, Sizes, check_inputs
+from .checks import DTYPES, Sizes, alignment, check_inputs
+from .device import DeviceMetadata
 from .errors import Errors
 from .metadata import Arrays, Metadata
 from .op import register
 from .shapes import (
     EMPTY,
     Extent,
+    asks_query,
     lasting,
     needs_stops,
     result_tensors,
     shape_of,
     view_of,
 )
-from .spec import Spec
+from .spec import Spec, runs
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _dispatch_modes = torch._C._len_torch_dispatch_stack
@@ -62,7 +64,7 @@ class Runner:
 
     Args:
         spec: what to check, allocate, run and return.
-        library: the loaded library, a function of each task's name.
+        library: the loaded library, a function of each task's name; for a GPU, what loads it.
         errors: the exceptions to raise.
     """
 
@@ -72,16 +74,14 @@ class Runner:
         self._count = len(spec.inputs)
         self._names = tuple(t.name for t in spec.inputs)
         self._none = (None,) * len(spec.metadata)
-        self._metadata = Metadata(spec, library["sparsegen_metadata"], errors)
-        self._threads = library["sparsegen_threads"]
-        self._masks = tuple(DTYPES[t.dtype].itemsize - 1 for t in spec.inputs)
+        self._library = library
+        self._masks = tuple(alignment(spec, DTYPES[t.dtype]) - 1 for t in spec.inputs)
         self._signatures: dict[Any, _Prepared] = {}
         self._dtypes = tuple(DTYPES[t.dtype] for t in spec.buffers)
         place = {name: n for n, name in enumerate((*self._names, *(b.name for b in spec.buffers)))}
-        self._calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], tuple[Any, ...]]]] = [
-            (library[t.name], operator.itemgetter(*(place[b] for b in t.buffers)))
-            for t in spec.tasks
-        ]
+        self._takes = [(t.name, _taker([place[b] for b in t.buffers])) for t in spec.tasks]
+        if spec.device == "cpu":
+            self._load()
         tensors = result_tensors(spec)
         prefixes = [spec.results[:n] for n in range(len(spec.results))]
         self._results = tuple(
@@ -90,13 +90,24 @@ class Runner:
         )
         self._blocks = any(t.space == "query_block" for t in tensors)
         self._stops = needs_stops(spec)
+        self._asks_query = asks_query(spec)
         self._lasting = lasting(spec)
         self.op = register(self)
+
+    def _load(self) -> None:
+        """Look the functions up; a GPU's are loaded by the first call, which needs its driver."""
+        library = self._library() if self.spec.device == "cuda" else self._library
+        kind = Metadata if self.spec.device == "cpu" else DeviceMetadata
+        self._metadata = kind(self.spec, library["sparsegen_metadata"], self._errors)
+        self._calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], tuple[Any, ...]]]] = [
+            (library[name], take) for name, take in self._takes
+        ]
+        self._loaded = library
 
     @property
     def threads(self) -> int:
         """Return how many threads a call from here uses: `torch.set_num_threads` decides."""
-        return int(self._threads())
+        return int(self._loaded["sparsegen_threads"]())
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:
         """Compute the results for these tensors; see the class for the arguments.
@@ -188,7 +199,11 @@ class Runner:
             self._signatures[key] = ready
         arrays, shapes, views = ready.arrays, ready.shapes, ready.views
         valid = ready.sizes.rows_q
-        if arrays is None:
+        device = args[0].device
+        if arrays is None and isinstance(self._metadata, DeviceMetadata):
+            arrays, extent = self._metadata.filled(ready.sizes, metadata, device)
+            shapes, views = self._shapes_on_device(ready.sizes, extent)
+        elif arrays is None:
             arrays, valid = self._metadata.given(ready.sizes, metadata)
         if shapes is None or views is None:
             shapes, views = self._shapes(ready.sizes, arrays)
@@ -198,7 +213,7 @@ class Runner:
         for n, tensor in ready.empty:
             values[n] = tensor
         for shape, dtype in zip(shapes, self._dtypes, strict=True):
-            values.append(torch.empty(shape, dtype=dtype, device="cpu"))
+            values.append(torch.empty(shape, dtype=dtype, device=device))
         if arrays[2].shape[0]:
             for function, take in self._calls:
                 function(*arrays, *take(values))
@@ -211,6 +226,10 @@ class Runner:
             buffer = values[n]
             if space == "query" and valid < buffer.shape[0]:
                 buffer[valid:] = empty
+            elif space == "key" and self.spec.device == "cuda" and self.spec.layout != "dense":
+                rows = torch.arange(buffer.shape[0], device=buffer.device)
+                outside = (rows >= arrays[1][-1]).view(-1, *(1 for _ in buffer.shape[1:]))
+                buffer.masked_fill_(outside, empty)
             elif space == "key" and self.spec.layout == "ragged":
                 buffer[int(arrays[1][-1]) :] = empty
             if buffer.shape != shape:
@@ -220,10 +239,16 @@ class Runner:
         return results[0] if self.spec.single else tuple(results)
 
     def _prepare(self, args: Sequence[Any], metadata: Sequence[Any]) -> _Prepared:
-        spec = self.spec
+        spec, device = self.spec, args[0].device
         sizes = check_inputs(spec, args, self._errors)
+        if spec.device == "cuda":
+            self._check_device(device)
         fixed = spec.layout in ("sequence", "dense") and not isinstance(metadata[-1], torch.Tensor)
-        arrays = self._metadata.fixed(sizes, metadata[-1]) if fixed else None
+        arrays = None
+        if fixed and isinstance(self._metadata, DeviceMetadata):
+            arrays = self._metadata.equal(sizes, metadata[-1], device)
+        elif fixed:
+            arrays = self._metadata.fixed(sizes, metadata[-1])
         packed, empty = [], []
         for n, (tensor, value) in enumerate(zip(spec.inputs, args, strict=True)):
             shape = tuple(value.shape)
@@ -233,20 +258,52 @@ class Runner:
             # Memory of no elements has no address to pass; its rows are never read.
             if value.numel() == 0:
                 some = tuple(max(extent, 1) for extent in shape)
-                empty.append((n, torch.zeros(some, dtype=value.dtype, device="cpu")))
+                empty.append((n, torch.zeros(some, dtype=value.dtype, device=device)))
         shapes = views = None
-        if arrays is not None or self._lasting:
+        if arrays is not None and isinstance(self._metadata, DeviceMetadata):
+            first = self._metadata.offset(sizes, metadata[-1])
+            stops = {"query": first + sizes.queries, "key": sizes.keys}
+            extent = Extent(sizes.batch, sizes.rows_q, sizes.rows_k, stops, first)
+            shapes, views = self._shapes_on_device(sizes, extent)
+        elif spec.device == "cpu" and (arrays is not None or self._lasting):
             shapes, views = self._shapes(sizes, arrays)
         return _Prepared(sizes, arrays, tuple(packed), tuple(empty), shapes, views)
 
+    def _check_device(self, device: torch.device) -> None:
+        """Load the functions if this GPU runs them."""
+        found = torch.cuda.get_device_capability(device)
+        if not runs(self.spec.capability, found):
+            raise self._errors.unsupported(
+                f"{self.spec.name}() was compiled for {self.spec.capability}, but {device} is "
+                f"{torch.cuda.get_device_name(device)} of compute capability {found[0]}.{found[1]}",
+                hint="compile it for that GPU: target='cuda' takes the one present",
+            )
+        if not hasattr(self, "_loaded"):
+            self._load()
+
+    def _shapes_on_device(self, sizes: Sizes, extent: Extent) -> tuple[_Shapes, _Shapes]:
+        """Return the shapes of the buffers and results from what the host knows."""
+        if self._stops and extent.stops["query"] is None and self._asks_query:
+            raise self._errors.input(
+                f"{self.spec.name}(): how large its result is depends on the values of q_offset",
+                hint="pass an integer, which the host can read",
+            )
+        batch = sizes.batch or extent.batch - 1
+        return self._shaped(sizes, extent, replace(extent, batch=batch))
+
     def _shapes(self, sizes: Sizes, arrays: Arrays | None) -> tuple[_Shapes, _Shapes]:
         """Return the shapes of the buffers, none of them empty, and of the results."""
-        spec, extent = self.spec, self._extent(sizes, arrays)
+        extent = self._extent(sizes, arrays)
+        return self._shaped(sizes, extent, extent)
+
+    def _shaped(self, sizes: Sizes, extent: Extent, seen: Extent) -> tuple[_Shapes, _Shapes]:
+        """Return the shapes of buffers of an extent, and of results as the caller sees them."""
+        spec = self.spec
         shapes = tuple(
             tuple(max(n, 1) for n in shape_of(tensor, extent)) for tensor in spec.buffers
         )
         views = tuple(
-            tuple(max(n, 0) for n in view_of(spec, tensor, sizes, extent))
+            tuple(max(n, 0) for n in view_of(spec, tensor, sizes, seen))
             for tensor in result_tensors(spec)
         )
         return shapes, views
@@ -263,3 +320,10 @@ class Runner:
             stops["key"] = int(cu_k.diff().max())
         first = int(q_off[0]) if self._blocks else 0
         return Extent(batch, sizes.rows_q, total_k, stops, first)
+
+
+def _taker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+    """Return what picks the values of some places, always as a tuple."""
+    if len(places) == 1:
+        return lambda values: (values[places[0]],)
+    return operator.itemgetter(*places)

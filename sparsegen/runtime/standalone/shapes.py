@@ -84,6 +84,15 @@ def needs_stops(spec: Spec) -> bool:
     )
 
 
+def asks_query(spec: Spec) -> bool:
+    """Tell whether the width of some buffer depends on where the queries end."""
+
+    def asks(count: Any) -> bool:
+        return isinstance(count, tuple) and (count == ("stop", "query") or any(map(asks, count)))
+
+    return any(asks(t.capacity) for t in spec.buffers if -1 in t.shape)
+
+
 def lasting(spec: Spec) -> bool:
     """Tell whether the shapes of the inputs decide those of every buffer, without the metadata."""
     if spec.layout in ("sequence", "dense"):

@@ -31,6 +31,18 @@ def evaluate(count: Count, stops: Mapping[str, Any]) -> Any:
     return _OPERATORS[op](*(evaluate(a, stops) for a in args))
 
 
+def runs(code: str, capability: tuple[int, int]) -> bool:
+    """Tell whether a GPU of a compute capability runs code compiled for "sm_80" or "sm_90a".
+
+    Code for x.y runs on x.z with z >= y; with a letter, it runs on x.y alone.
+    """
+    digits = code.removeprefix("sm_").rstrip("af")
+    major, minor = int(digits[:-1]), int(digits[-1])
+    if (major, minor) == capability:
+        return True
+    return not code[-1].isalpha() and major == capability[0] and minor <= capability[1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """A buffer of the plan.
@@ -80,6 +92,8 @@ class Spec:
     page     tokens of a page, in the paged layout
     query, key  letters of the two sequence axes; equal for self-attention over one axis
     single   return the value itself instead of a tuple
+    device   cpu | cuda: where its tensors are
+    capability  of the GPUs it is compiled for, "sm_80"; with a letter, "sm_90a", of that one alone
     """
 
     name: str
@@ -93,6 +107,8 @@ class Spec:
     buffers: tuple[TensorSpec, ...]
     tasks: tuple[TaskSpec, ...]
     results: tuple[ResultSpec, ...]
+    device: str = "cpu"
+    capability: str = ""
 
     @property
     def metadata(self) -> tuple[str, ...]:

@@ -1,0 +1,1 @@
+"""What GPU kernels share: the build, launches, fragments, copies, reductions."""
