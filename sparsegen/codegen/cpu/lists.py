@@ -114,6 +114,10 @@ class TokenLists:
                 search()
         return bits
 
+    def holds(self, item: Value) -> Value:
+        """Tell whether the list of the first token has an item."""
+        return T.bind(self._holds(const(0, "int32"), item))
+
     def _holds(self, token: Value, item: Value) -> Value:
         low, high = cell("int32", const(0, "int32")), cell("int32", self.width)
         with T.While(get(low) < get(high)):

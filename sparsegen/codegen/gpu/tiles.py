@@ -1,0 +1,115 @@
+"""Fill tiles of shared memory with the elements of operands, for all threads of a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sparsegen.codegen.cpu.rows import Arguments
+from sparsegen.codegen.cpu.vec import load_f32
+from sparsegen.codegen.exprs import Env, emit
+from sparsegen.codegen.gpu.launch import FUNCTIONS
+from sparsegen.codegen.gpu.mma import Panel, copy_16_bytes
+from sparsegen.codegen.tvm import T, Value, cast, const, store
+from sparsegen.lowering.tasks import Buffer, Operand, Part, Rows
+
+# Given a row of a tile: whether it exists, the row of a buffer with these rows, and the head.
+Locate = Callable[[Value, Rows], tuple[Value, Value, Value]]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Copies rows of operands into tiles.
+
+    thread, threads  the number of this thread, and how many there are
+    dtype            of the tiles: float16 or bfloat16
+    """
+
+    arguments: Arguments
+    thread: Value
+    threads: int
+    dtype: str
+
+    def fill(self, panel: Panel, rows: int, operand: Operand, locate: Locate) -> None:
+        """Start to fill `rows` rows with an operand; rows that do not exist become zeros."""
+        column = 0
+        for part in operand.parts:
+            if self._copied(part, column):
+                self._copy(panel, rows, part, column, locate)
+            else:
+                self._convert(panel, rows, part, column, locate)
+            column += part.size
+
+    def zero(self, panel: Panel, elements: int) -> None:
+        """Fill a tile with zeros."""
+        self._each(elements, lambda n: store(panel.memory, const(0.0, self.dtype), n))
+
+    def _copied(self, part: Part, column: int) -> bool:
+        """Tell whether 8 elements at a time lie in memory as they do in the tile."""
+        sizes = (part.size, part.start, column, part.buffer.shape[-1])
+        return (
+            part.fn is None and part.buffer.dtype == self.dtype and not any(n % 8 for n in sizes)
+        )
+
+    def _each(self, count: int, body: Callable[[Value], None]) -> None:
+        """Share `count` things among the threads."""
+        with T.serial(-(-count // self.threads)) as step:
+            n = T.bind(step * self.threads + self.thread)
+            if count % self.threads:
+                with T.If(n < count), T.Then():
+                    body(n)
+            else:
+                body(n)
+
+    def _offset(self, part: Part, row: Value, head: Value) -> Value:
+        heads, dim = part.buffer.shape[-2:]
+        base = row * (heads * dim) + part.start
+        return base + cast(head, "int64") * dim if heads > 1 else base
+
+    def _copy(self, panel: Panel, rows: int, part: Part, column: int, locate: Locate) -> None:
+        pieces = part.size // 8
+        flat = self.arguments[part.buffer].flat
+
+        def piece(n: Value) -> None:
+            r, c = T.bind(n // pieces), T.bind(n % pieces * 8)
+            there, row, head = locate(r, part.buffer.rows)
+            at = T.bind(self._offset(part, row, head) + cast(c, "int64"))
+            copy_16_bytes(panel, r, c + column, flat.ptr_to([at]), there)
+
+        self._each(rows * pieces, piece)
+
+    def _convert(self, panel: Panel, rows: int, part: Part, column: int, locate: Locate) -> None:
+        flat = self.arguments[part.buffer].flat
+
+        def element(n: Value) -> None:
+            r, c = T.bind(n // part.size), T.bind(n % part.size)
+            there, row, head = locate(r, part.buffer.rows)
+            at = T.bind(self._offset(part, row, head) + cast(c, "int64"))
+            to = T.bind(r * panel.pitch + (c + (column + panel.first)))
+            store(panel.memory, const(0.0, self.dtype), to)
+            with T.If(there), T.Then():
+                x = load_f32(flat, part.buffer.dtype, at)
+                if part.fn is not None:
+                    x = emit(part.fn, Env(symbols={"x": T.bind(x)}, functions=FUNCTIONS))
+                store(panel.memory, cast(x, self.dtype), to)
+
+        self._each(rows * part.size, element)
+
+
+def inside(inner: Operand, outer: Operand) -> int | None:
+    """Return the column of `outer` at which all of `inner` lies, where there is one."""
+    if len(inner.parts) != 1:
+        return None
+    (part,) = inner.parts
+    column = 0
+    for other in outer.parts:
+        first = part.start - other.start
+        fits = 0 <= first and first + part.size <= other.size
+        if _same(part.buffer, other.buffer) and part.fn == other.fn and fits:
+            return column + first
+        column += other.size
+    return None
+
+
+def _same(a: Buffer, b: Buffer) -> bool:
+    return a == b
