@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -21,7 +21,7 @@ from sparsegen.codegen.tvm import (
     minimum,
     tirx,
 )
-from sparsegen.lowering.tasks import Task
+from sparsegen.lowering.tasks import Buffer, Task
 
 FULL = 0xFFFFFFFF  # every lane of a warp
 
@@ -37,10 +37,13 @@ FUNCTIONS: Mapping[str, Callable[[Value], Value]] = MappingProxyType(
 
 
 @contextmanager
-def kernel(task: Task) -> Iterator[tuple[Any, Arguments]]:
-    """Declare the function of a task; yields the builder, which has the module at the end."""
+def kernel(task: Task, scratch: Sequence[Buffer] = ()) -> Iterator[tuple[Any, Arguments]]:
+    """Declare the function of a task; yields the builder, which has the module at the end.
+
+    `scratch` are the buffers of a schedule's `scratch()`: they follow the task's own.
+    """
     with device_code(), IRBuilder() as builder, I.ir_module(), T.prim_func():
-        yield builder, declare(task)
+        yield builder, declare(task, scratch)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ registers, packed in pairs, are the A operand of the next product.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sparsegen.codegen.tvm import Memory, T, Value, cast, const, load, reinterpret, store
 
@@ -27,6 +28,11 @@ class Panel:
     def pointer(self, row: Value, column: Value) -> Value:
         """Return the address of an element."""
         return self.memory.ptr_to([row * self.pitch + (column + self.first)])
+
+
+def ptx(instruction: str, *operands: Any) -> None:
+    """Emit a PTX instruction; destinations are operands as the others."""
+    T.evaluate(T.ptx[instruction](*operands))
 
 
 def load_a(panel: Panel, row: Value, column: Value, lane: Value, out: Memory) -> None:
@@ -57,7 +63,7 @@ def load_b_transposed(panel: Panel, row: Value, column: Value, lane: Value, out:
 
 
 def _ldmatrix(kind: str, out: Memory, pointer: Value) -> None:
-    T.ptx[f"ldmatrix.sync.aligned.m8n8.x4{kind}.shared.b16"](*[out[n] for n in range(4)], pointer)
+    ptx(f"ldmatrix.sync.aligned.m8n8.x4{kind}.shared.b16", *[out[n] for n in range(4)], pointer)
 
 
 def multiply(
@@ -66,7 +72,7 @@ def multiply(
     """Add a 16 x 16 by 16 x 8 product to four accumulators from `at` on."""
     kind = _PTX[dtype]
     d = [acc[at + n] for n in range(4)]
-    T.ptx[f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32"](*d, *a, b0, b1, *d)
+    ptx(f"mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32", *d, *a, b0, b1, *d)
 
 
 def pack(low: Value, high: Value, dtype: str) -> Value:
@@ -86,13 +92,13 @@ def clear(memory: Memory, count: int, value: float = 0.0) -> None:
 def copy_16_bytes(panel: Panel, row: Value, column: Value, source: Value, there: Value) -> None:
     """Copy 8 elements into a tile without waiting for them; zeros unless `there`."""
     size = T.Select(there, const(16, "uint32"), const(0, "uint32"))
-    T.ptx["cp.async.cg.shared.global"](panel.pointer(row, column), source, 16, size)
+    ptx("cp.async.cg.shared.global", panel.pointer(row, column), source, 16, size)
 
 
 def copies_done() -> None:
     """Wait for the copies of this thread."""
-    T.ptx.cp.async_.commit_group()
-    T.ptx.cp.async_.wait_group(0)
+    ptx("cp.async.commit_group")
+    ptx("cp.async.wait_group", 0)
 
 
 __all__ = [
@@ -107,4 +113,5 @@ __all__ = [
     "load_b_transposed",
     "multiply",
     "pack",
+    "ptx",
 ]

@@ -67,6 +67,12 @@ class TensorSpec:
     capacity: Count = 0
 
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TensorSpec:
+        """Read plain JSON data, as `dataclasses.asdict` makes it."""
+        return TensorSpec(**_frozen(data))
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
     """A function of the library and the buffers it takes after the metadata."""
