@@ -11,8 +11,8 @@ from sparsegen.codegen.cpu.operands import fields
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import load_f32, store_f32
-from sparsegen.codegen.gpu.launch import add, kernel, launch, maximum, minimum
-from sparsegen.codegen.tvm import T, Value, cast, const, load
+from sparsegen.codegen.gpu.launch import add, kernel, launch
+from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import Buffer, CompressTask, Operand
 

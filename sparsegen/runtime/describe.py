@@ -67,7 +67,10 @@ def describe(
         tasks=tuple(
             TaskSpec(
                 name=t.name,
-                buffers=tuple(b.name for b in (*t.reads, *t.writes, *taken.get(t.name, ()))),
+                buffers=(
+                    *(b.name for b in (*t.reads, *t.writes)),
+                    *(s.name for s in taken.get(t.name, ())),
+                ),
             )
             for t in plan.tasks
         ),

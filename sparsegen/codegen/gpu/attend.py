@@ -13,16 +13,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.attend import shared_heads, token_lists
-from sparsegen.codegen.cpu.lists import shared
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_tile
-from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E, load_f32, store_f32
 from sparsegen.codegen.gpu import mma
-from sparsegen.codegen.gpu.launch import Place, add, across, launch, maximum, minimum, sync
+from sparsegen.codegen.gpu.launch import Place, across, add, launch, sync
 from sparsegen.codegen.gpu.mma import PAD, Panel
 from sparsegen.codegen.gpu.tiles import Loader, inside
 from sparsegen.codegen.gpu.view import ThreadView
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, load, scratch, select, store
+from sparsegen.codegen.tvm import (
+    T,
+    Value,
+    cast,
+    const,
+    load,
+    maximum,
+    minimum,
+    scratch,
+    select,
+    store,
+)
 from sparsegen.ir.expr import TRUE
 from sparsegen.lowering.tasks import AttendTask, Clause, KeySource, Rows
 
@@ -123,9 +133,7 @@ class Tile:
         tokens = const(shape.tokens, "int32")
         self.present = T.bind(minimum(tokens, sequence.n_q - first))
         self.i_min = T.bind(sequence.q_off + first)
-        self.view = ThreadView(
-            self.task, kernel.arguments, sequence, self.i_min, self.present
-        )
+        self.view = ThreadView(self.task, kernel.arguments, sequence, self.i_min, self.present)
         self.lane = place.lane
         self.row = T.bind(place.warp % shape.row_warps * 16)
         self.column = T.bind(place.warp // shape.row_warps * kernel.width)
@@ -383,6 +391,3 @@ def shape_of(task: AttendTask, row_warps: int, keys: int) -> Shape:
     while rounded(task.sources[0].v.dim, 16 * columns) // columns > 128:
         columns *= 2
     return Shape(tokens, heads, warps, columns, keys)
-
-
-__all__ = ["AttendKernel", "Shape", "dtype_of", "pin", "shape_of", "shared", "shared_bytes"]

@@ -18,8 +18,6 @@ from sparsegen.codegen.tvm import (
     const,
     device_code,
     maximum,
-    minimum,
-    tirx,
 )
 from sparsegen.lowering.tasks import Buffer, Task
 
@@ -98,19 +96,3 @@ def across(x: Value, combine: Callable[[Value, Value], Value], lanes: int = 32) 
 def add(a: Value, b: Value) -> Value:
     """Return the sum."""
     return a + b
-
-
-__all__ = [
-    "FULL",
-    "FUNCTIONS",
-    "Place",
-    "across",
-    "add",
-    "kernel",
-    "launch",
-    "maximum",
-    "minimum",
-    "shuffle_xor",
-    "sync",
-    "tirx",
-]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, load, reinterpret, store
+from sparsegen.codegen.tvm import Memory, T, Value, cast, const, reinterpret, store
 
 PAD = 8
 _PTX = {"bfloat16": "bf16", "float16": "f16"}
@@ -66,9 +66,7 @@ def _ldmatrix(kind: str, out: Memory, pointer: Value) -> None:
     ptx(f"ldmatrix.sync.aligned.m8n8.x4{kind}.shared.b16", *[out[n] for n in range(4)], pointer)
 
 
-def multiply(
-    acc: Memory, at: Value, a: list[Value], b0: Value, b1: Value, dtype: str
-) -> None:
+def multiply(acc: Memory, at: Value, a: list[Value], b0: Value, b1: Value, dtype: str) -> None:
     """Add a 16 x 16 by 16 x 8 product to four accumulators from `at` on."""
     kind = _PTX[dtype]
     d = [acc[at + n] for n in range(4)]
@@ -99,19 +97,3 @@ def copies_done() -> None:
     """Wait for the copies of this thread."""
     ptx("cp.async.commit_group")
     ptx("cp.async.wait_group", 0)
-
-
-__all__ = [
-    "PAD",
-    "Panel",
-    "clear",
-    "copies_done",
-    "copy_16_bytes",
-    "load",
-    "load_a",
-    "load_b",
-    "load_b_transposed",
-    "multiply",
-    "pack",
-    "ptx",
-]

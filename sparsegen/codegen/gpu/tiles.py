@@ -47,9 +47,7 @@ class Loader:
     def _copied(self, part: Part, column: int) -> bool:
         """Tell whether 8 elements at a time lie in memory as they do in the tile."""
         sizes = (part.size, part.start, column, part.buffer.shape[-1])
-        return (
-            part.fn is None and part.buffer.dtype == self.dtype and not any(n % 8 for n in sizes)
-        )
+        return part.fn is None and part.buffer.dtype == self.dtype and not any(n % 8 for n in sizes)
 
     def _each(self, count: int, body: Callable[[Value], None]) -> None:
         """Share `count` things among the threads."""
@@ -104,7 +102,7 @@ def inside(inner: Operand, outer: Operand) -> int | None:
     column = 0
     for other in outer.parts:
         first = part.start - other.start
-        fits = 0 <= first and first + part.size <= other.size
+        fits = first >= 0 and first + part.size <= other.size
         if _same(part.buffer, other.buffer) and part.fn == other.fn and fits:
             return column + first
         column += other.size

@@ -22,9 +22,8 @@ class ThreadView(View):
         self, task: Task, arguments: Arguments, sequence: Sequence, i_min: Value, present: Value
     ) -> None:
         one: Any = SimpleNamespace(tile=SimpleNamespace(tokens=1))
-        lists = {e: stored for e, stored in task.lists if isinstance(e, Member)}
         super().__init__(
-            arguments, dict(task.tables), dict(lists), sequence, one,
+            arguments, dict(task.tables), dict(task.lists), sequence, one,
             head=const(0, "int32"), i_min=i_min, present=present, hidden=0.0,
         )  # fmt: skip
 
