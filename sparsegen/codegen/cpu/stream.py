@@ -161,8 +161,8 @@ class _Filler:
         bits = None if everyone is None else T.bind(get(self.bits))
         with T.serial(taken) as n:
             store(chunk.position, first + n, count + n)
-            if chunk.members is not None:
-                assert bits is not None
+            # A list that every token shares, beside lists of single tokens, needs no bits.
+            if bits is not None and chunk.members is not None:
                 store(chunk.members, bits, count + n)
         unsure = T.Or(first < bounds.sure_lo, first + taken > bounds.sure_hi)
         if bits is not None:
