@@ -8,6 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from sparsegen.analysis.cost import INDEX_BYTES, Cost, Costing, operations, rule
+from sparsegen.analysis.sums import Sympy
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.expr import TRUE, Expr
 from sparsegen.ir.node import Node
@@ -131,3 +133,36 @@ def _mix(weights: Array, v: Array) -> Array:
         row = np.repeat(v[j], heads // kv_heads, axis=0)[:, None, :]
         o += np.where(w != 0.0, w * row, 0.0)
     return o
+
+
+@rule("attend", stored=True)
+def cost(node: Attend, at: Costing) -> Cost:
+    """Count q . k and p . v for every visible pair, and each seen key and value once."""
+    heads, dim = at.size(node.q.axes[1]), at.size(node.q.axes[-1])
+    wide = 2 * heads * (dim + at.size(node.axes[-1]))
+    found = Cost(
+        read=at.read(node.q) + (0 if node.sink is None else at.read(node.sink)),
+        written=at.written(node) + _lse_bytes(node, at),
+    )
+    for source in node.sources:
+        seen = at.keys(source.where, node.q, source.k)
+        found += Cost(
+            products=wide * seen.total,
+            pointwise=heads * seen.total * (1 + operations(node.mod)),
+            read=at.read(source.k, source.v, rows=seen.distinct) + at.tables(source.where),
+            step=wide * seen.last,
+            attended=seen.last,
+            at_most=seen.step,
+            assumed=seen.assumed,
+        )
+    return found + Cost(read=at.tables(node.mod))
+
+
+def _lse_bytes(node: Attend, at: Costing) -> Sympy:
+    merged = any(
+        n.op == "merge" and getattr(n, "gates", None) is None and node in n.operands()
+        for n in at.program.nodes
+    )
+    if not merged and (node, "lse") not in at.returned:
+        return 0
+    return at.size(node.axes[0]) * at.size(node.axes[1]) * INDEX_BYTES

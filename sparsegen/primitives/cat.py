@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sparsegen.analysis.cost import Cost, Costing, rule
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Concat, Fixed
 from sparsegen.ir.node import Node
@@ -53,3 +54,9 @@ def reference(parts: Sequence[Array]) -> Array:
     """Evaluate in float64: parts [rows heads dim] or [rows 1 dim], joined along the last axis."""
     heads = max(p.shape[1] for p in parts)
     return np.concatenate([np.broadcast_to(p, (len(p), heads, p.shape[2])) for p in parts], axis=-1)
+
+
+@rule("cat", stored=False)
+def cost(node: Cat, at: Costing) -> Cost:
+    """Cost nothing: the parts are read in place."""
+    return Cost()

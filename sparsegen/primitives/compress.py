@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from sparsegen.analysis.cost import Cost, Costing, rule
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Entries, Named
 from sparsegen.ir.node import Node
@@ -189,3 +190,22 @@ def reference(
             weights = np.exp(gates - gates.max(axis=1, keepdims=True))
             out = (weights * window).sum(axis=1) / weights.sum(axis=1)
     return out
+
+
+@rule("compress", stored=True)
+def cost(node: Compress, at: Costing) -> Cost:
+    """Count products with a weight, one operation per slot otherwise, three with a gate."""
+    import sympy as sp
+
+    slots = (2 if node.previous else 1) * node.width
+    heads, inner = at.size(node.x.axes[1]), at.size(node.x.axes[-1])
+    each = at.size(node.axes[0]) * heads * inner * slots
+    wide = node.weight is not None and len(node.weight.axes) == 3
+    out = at.size(node.axes[-1]) if wide else sp.Integer(1)
+    pointwise = {"linear": 0, "softmax": 3}.get(node.how, 1) + (node.bias is not None)
+    return Cost(
+        products=2 * each * out if node.how == "linear" else 0,
+        pointwise=each * pointwise,
+        read=at.read(node.x, node.weight, node.gate, node.bias, *(node.previous or ())),
+        written=at.written(node),
+    )

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sparsegen.analysis.cost import INDEX_BYTES, Cost, Costing, rule
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Fixed
 from sparsegen.ir.node import Node
@@ -84,3 +85,13 @@ def _weighted(weights: Sequence[Array], parts: Sequence[Array]) -> Array:
     for weight, part in zip(weights, parts, strict=True):
         total += weight[:, :, None] * part
     return total
+
+
+@rule("merge", stored=True)
+def cost(node: Merge, at: Costing) -> Cost:
+    """Count one multiplication and addition per part, and read parts with their gates or lses."""
+    each = 2 * len(node.parts) * at.elements(node)
+    rows = at.size(node.axes[0]) * at.size(node.axes[1])
+    weights = rows * len(node.parts) * INDEX_BYTES if node.gates is None else at.read(node.gates)
+    lse = rows * INDEX_BYTES if (node, "lse") in at.returned else 0
+    return Cost(pointwise=each, read=at.read(*node.parts) + weights, written=at.written(node) + lse)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from sparsegen.analysis.cost import Cost, Costing, rule
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Axis, Fixed
 from sparsegen.ir.node import Input, Node
@@ -75,3 +76,16 @@ def reference(node: Project, x: Array, w: Array) -> Array:
         return x @ w
     out: Array = (x.transpose(1, 0, 2) @ w).transpose(1, 0, 2)
     return out
+
+
+@rule("project", stored=True)
+def cost(node: Project, at: Costing) -> Cost:
+    """Count the product; a decoding step projects its query, or all keys again."""
+    own = str(node.axes[0]) == at.program.query
+    row = 2 * at.size(node.axes[1]) * at.size(node.x.axes[-1]) * at.size(node.axes[-1])
+    return Cost(
+        products=at.size(node.axes[0]) * row,
+        read=at.read(node.x, node.w),
+        written=at.written(node),
+        step=row if own else at.size(node.axes[0]) * row,
+    )

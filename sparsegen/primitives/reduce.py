@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from sparsegen.analysis.cost import Cost, Costing, rule
 from sparsegen.errors import PatternError, Site, did_you_mean
 from sparsegen.ir.axes import Fixed
 from sparsegen.ir.expr import BlockOf, Expr, Pos
@@ -226,3 +227,12 @@ def _segments(
     if len(order):
         out[..., groups] = ufunc.reduceat(x[..., order], first, axis=-1)
     return np.moveaxis(out, -1, axis)
+
+
+@rule("reduce", stored=False)
+def cost(node: Reduce, at: Costing) -> Cost:
+    """Count one operation for each visible score; a reduction of a reduction is small beside it."""
+    if isinstance(node.x, Reduce):
+        return Cost()
+    seen = at.keys(node.x.where, node.x.q, node.x.k)
+    return Cost(pointwise=at.size(node.x.q.axes[1]) * seen.total)

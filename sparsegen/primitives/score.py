@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from sparsegen.analysis.cost import Cost, Costing, operations, rule
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.axes import Axis, Fixed, Named
 from sparsegen.ir.expr import TRUE, Expr, Head, Pos, Symbol
@@ -158,3 +159,23 @@ def scaled_products(q: Array, k: Array, scale: float) -> Array:
     with np.errstate(all="ignore"):
         s: Array = grouped @ k.transpose(1, 2, 0)
     return s.reshape(heads, t, keys)
+
+
+@rule("score", stored=False)
+def cost(node: Score, at: Costing) -> Cost:
+    """Count q . k for every visible pair, and each seen key once; scores are not stored."""
+    heads = at.size(node.q.axes[1])
+    seen = at.keys(node.where, node.q, node.k)
+    products = 2 * heads * at.size(node.q.axes[-1])
+    each = operations(node.mod) + operations(node.act)
+    each += (node.weights is not None) + 2 * (node.norm is not None)
+    return Cost(
+        products=products * seen.total,
+        pointwise=heads * seen.total * each,
+        read=at.read(node.q, node.weights)
+        + at.read(node.k, rows=seen.distinct)
+        + at.tables(node.where, node.mod, node.act),
+        step=products * seen.last,
+        scored=seen.last,
+        assumed=seen.assumed,
+    )

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from sparsegen.analysis.cost import Cost, Costing, list_bytes, rule
 from sparsegen.errors import PatternError, Site
 from sparsegen.ir.expr import Expr, Pos
 from sparsegen.ir.expr import walk as walk_expr
@@ -191,3 +192,9 @@ def _choose(node: Select, space: Space, env: Env) -> Array:
     where = np.nonzero(chosen)
     lists[(*where[:-1], np.cumsum(chosen, axis=-1)[where] - 1)] = where[-1]
     return lists
+
+
+@rule("select", stored=True)
+def cost(node: Select, at: Costing) -> Cost:
+    """Count the lists; choosing compares and computes nothing."""
+    return Cost(read=at.tables(node.topk, node.force), written=list_bytes(node, at))
