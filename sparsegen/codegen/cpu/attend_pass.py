@@ -85,8 +85,13 @@ class Pass(View):
         lo, hi = stream.pin(whole.lo + begin), stream.pin(whole.lo + end)
         return replace(whole, lo=lo, hi=hi)
 
-    def _spans(self, clause: Clause, keys: Value) -> list[Memory] | None:
-        """Return the bounds of each sub-tile as arrays; None where the tile's say it all."""
+    def _spans(self, clause: Clause, source: KeySource, keys: Value) -> list[Memory] | None:
+        """Return the bounds of each sub-tile as arrays; None where the tile's say it all.
+
+        Where clauses meet depends on the tokens, and the clauses are walked with the tile's: a key
+        that the sub-tile alone would meet under another clause comes up under this one. So no key
+        between the first and the last that any clause shows the sub-tile is left out.
+        """
         if clause.keys is not None or self.tile.subtiles == 1 or self.tile.tokens == 1:
             return None
         tile = self.tile
@@ -95,7 +100,12 @@ class Pass(View):
             first = T.bind(load(self.lanes.position, sub * tile.lanes))
             last = T.bind(load(self.lanes.position, sub * tile.lanes + (tile.lanes - 1)))
             bounds = self._hull(clause, keys, first, last)
-            ends = (bounds.lo, bounds.hi, bounds.sure_lo, bounds.sure_hi)
+            lo, hi = bounds.lo, bounds.hi
+            for other in source.clauses:
+                if other is not clause:
+                    more_lo, more_hi = self._ends(other.hull, keys, first, last)
+                    lo, hi = minimum(lo, more_lo), maximum(hi, more_hi)
+            ends = (lo, hi, bounds.sure_lo, bounds.sure_hi)
             for memory, end in zip(spans, ends, strict=True):
                 store(memory, end, sub)
         return spans
@@ -139,7 +149,7 @@ class Pass(View):
     ) -> None:
         length = T.bind(self.sequence.count(source.k.rows))
         bounds = self._bounds(clause, length)
-        spans = self._spans(clause, length)
+        spans = self._spans(clause, source, length)
         merged = self._merges(clause)
         looked_up = {e: self._find(e) for e in walk(clause.residual) if isinstance(e, Member)}
 
