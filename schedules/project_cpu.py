@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import gemm
-from sparsegen.codegen.cpu.nest import Nest, workspace
+from sparsegen.codegen.cpu.nest import Nest, whole, workspace
 from sparsegen.codegen.cpu.operands import fields
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, declare, find_sequence
 from sparsegen.codegen.cpu.vec import float_lanes, load_f32, store_f32
@@ -113,6 +113,9 @@ class _Projection:
         where = workspace((tiling.chunk,), "int64")
         cu = self.arguments.cu_k
         with self.nest.block("locate", rows) as (m,):
+            # Said here, because TVM would also find the variables of the search, which live inside.
+            T.reads(*map(whole, (cu, self.arguments.cu_q, self.arguments.pages)))
+            T.writes(where[m])
             row = (first + m) // per_row
             number = find_sequence(self.arguments, lambda b: cast(load(cu, b), "int64"), row)
             sequence = Sequence.at(self.arguments, number)

@@ -55,8 +55,8 @@ class Nest:
         """
         with T.parallel(count) as loop, T.sblock("job"):
             job = T.axis.spatial(count, loop)
-            T.reads(*(_whole(arguments[b].flat) for b in task.reads))
-            T.writes(*(_whole(arguments[b].flat) for b in task.writes))
+            T.reads(*(whole(arguments[b].flat) for b in task.reads))
+            T.writes(*(whole(arguments[b].flat) for b in task.writes))
             yield job
 
     @contextmanager
@@ -106,7 +106,8 @@ def workspace(shape: tuple[int, ...], dtype: str = "float32") -> Memory:
     return T.sblock_alloc_buffer(shape, dtype, scope="local")
 
 
-def _whole(memory: Memory) -> Any:
+def whole(memory: Memory) -> Any:
+    """Return the region of all of a flat array."""
     return memory[0 : memory.shape[0]]
 
 
