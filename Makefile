@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 export TVM_BACKTRACE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint check fix test thorough gpu bench snapshots wheel
+.PHONY: help demo lint check fix test gpu bench snapshots wheel
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,11 +40,8 @@ fix: $(INSTALLED) ## Format, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(INSTALLED) ## Run the unit tests
-	$(BIN)/pytest tests/unit -n $(JOBS) $(PYTEST_FLAGS)
-
-thorough: $(INSTALLED) ## Compile every pattern at every test shape, layout and dtype
-	$(BIN)/pytest tests/compile -n $(JOBS) $(PYTEST_FLAGS)
+test: $(INSTALLED) ## Run the tests, all that need no GPU
+	$(BIN)/pytest tests/unit tests/compile -n $(JOBS) $(PYTEST_FLAGS)
 
 gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest tests -m gpu $(PYTEST_FLAGS)

@@ -23,21 +23,18 @@ TOLERANCE = {
     torch.bfloat16: (2e-4, 2**-7),
 }
 
-THOROUGH = pytest.mark.thorough
-# Compiling is what these tests take their time for: the first shapes and the packed layout run
-# always, the rest with `make thorough`.
 CASES = [
-    pytest.param(n, c, id=f"{n}-{c}", marks=[] if at < 1 else THOROUGH)
+    pytest.param(n, c, id=f"{n}-{c}")
     for n in patterns.names()
-    for at, c in enumerate(patterns.configs(n, test=True))
+    for c in patterns.configs(n, test=True)
 ]
 LAYOUTS = [
-    pytest.param(n, x, id=f"{n}-{x}", marks=[] if x == "ragged" or n == "dsa" else THOROUGH)
+    pytest.param(n, x, id=f"{n}-{x}")
     for n in patterns.names()
     for x in ("dense", "ragged", "paged")
 ]
 NARROW = [
-    pytest.param(n, d, id=f"{n}-{d}", marks=[] if n in ("dsa", "mla_decode") else THOROUGH)
+    pytest.param(n, d, id=f"{n}-{d}")
     for n in patterns.names()
     for d in (torch.bfloat16, torch.float16)
 ]
@@ -206,7 +203,6 @@ def paged(parts: list[torch.Tensor], page: int, seed: int) -> tuple[torch.Tensor
     return pages, table
 
 
-@pytest.mark.thorough
 @settings(max_examples=12)
 @given(
     name=st.sampled_from(sorted(set(patterns.names()) - UNPAGED)),
