@@ -261,7 +261,7 @@ def arch_of(target: str) -> Arch:
 
 
 def _gpu_present() -> Arch:
-    from sparsegen.runtime.gpu import present
+    from sparsegen.runtime.gpu import newest, present
 
     known = [name for name in archs.names() if archs.get(name).kind == "cuda"]
     way_out = f"name the GPU to compile for: target={' or '.join(map(repr, known))}"
@@ -272,7 +272,7 @@ def _gpu_present() -> Arch:
             hint=f"install torch for CUDA and a driver, or {way_out}",
         )
     name, capability = found
-    arch = archs.gpu(capability)
+    arch = newest(capability)
     if arch is None:
         raise BindingError(
             f"target='cuda': {name} has compute capability {capability[0]}.{capability[1]}, "

@@ -126,22 +126,6 @@ def host() -> Arch:
     return dataclasses.replace(best, cores=_usable_cores())
 
 
-def gpu(capability: tuple[int, int]) -> Arch | None:
-    """Return the newest architecture whose code a GPU of a compute capability runs, or None.
-
-    Code for x.y runs on x.z with z >= y, and code that names its features (sm_90a) on x.y alone.
-    """
-    found = [arch for arch in map(get, names()) if arch.kind == "cuda" and runs(arch, capability)]
-    return max(found, key=lambda arch: arch.capability, default=None)
-
-
-def runs(arch: Arch, capability: tuple[int, int]) -> bool:
-    """Tell whether a GPU of a compute capability runs the code of an architecture."""
-    (major, minor), exact = arch.capability, str(arch.target["arch"])[-1].isalpha()
-    same = (major, minor) == capability
-    return same or (not exact and major == capability[0] and minor <= capability[1])
-
-
 def unfit(arch: Arch) -> str | None:
     """Return why this machine cannot run code for a CPU, or None; any may compile for a GPU."""
     if arch.kind == "cuda":

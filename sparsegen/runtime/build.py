@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -22,8 +22,6 @@ from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.tasks import Task
 from sparsegen.runtime import cache, catalog
 from sparsegen.runtime.catalog import Choice, Overrides, Schedule
-from sparsegen.runtime.describe import count, tensor
-from sparsegen.runtime.standalone.spec import TensorSpec
 
 log = logging.getLogger("sparsegen")
 
@@ -41,7 +39,6 @@ class Built:
     key: str
     schedules: Mapping[str, Schedule]
     toolchain: Mapping[str, str]
-    scratch: Mapping[str, tuple[TensorSpec, ...]]
 
 
 def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
@@ -67,10 +64,6 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
         log.info("compiled %s in %.2f s", plan.program.name, time.perf_counter() - start)
         return {
             "schedules": {name: _plain(choice.schedule) for name, choice in named.items()},
-            "scratch": {
-                task.name: [asdict(t) for t in _scratch(task, named[task.name], arch)]
-                for task in plan.tasks
-            },
             "toolchain": {**toolchain(), **compiler},
         }
 
@@ -78,11 +71,7 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
     schedules = {
         name: Schedule(stem, **knobs) for name, (stem, knobs) in notes["schedules"].items()
     }
-    scratch = {
-        name: tuple(TensorSpec.from_json(t) for t in tensors)
-        for name, tensors in notes["scratch"].items()
-    }
-    return Built(library, key, schedules, notes["toolchain"], scratch)
+    return Built(library, key, schedules, notes["toolchain"])
 
 
 def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> dict[str, str]:
@@ -103,18 +92,6 @@ def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path)
         return {"nvcc": compile_source(tvm.cuda_source(tvm.merge(modules), arch), arch, path)}
     tvm.build(tvm.merge(modules), arch, path)
     return {"llvm": tvm.llvm_version()}
-
-
-def _scratch(task: Task, choice: Choice, arch: Arch) -> list[TensorSpec]:
-    """Return the buffers that a schedule takes beside those of the task.
-
-    A schedule that needs memory has `scratch(task, knobs, arch)`: buffers, and the capacity of each
-    extent -1 over Stop, in the order in which they follow the task's arguments.
-    """
-    asked = getattr(choice.module, "scratch", None)
-    if asked is None:
-        return []
-    return [tensor(buffer, capacity=count(e)) for buffer, e in asked(task, choice.knobs, arch)]
 
 
 def _applied(task: Task, choice: Choice, arch: Arch) -> Any:

@@ -151,7 +151,7 @@ def _overridden(task: Task, arch: Arch, override: Schedule) -> Choice:
                 f"{override!r} cannot lower {task.name} for {arch.name}",
                 at=task.site,
                 reasons=[candidate.reason],
-                hint="change the knobs; `sparsegen explain` lists those that fit",
+                hint="take knobs that the space() of the schedule gives",
             )
     return Choice(override.name, module, knobs)
 

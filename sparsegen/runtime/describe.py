@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from sparsegen.arch import Arch
 from sparsegen.errors import UnsupportedError
 from sparsegen.ir.axes import Entries
@@ -20,22 +18,19 @@ from sparsegen.runtime.standalone.spec import (
 )
 
 
-def describe(
-    plan: Plan, op: str, arch: Arch, scratch: Mapping[str, tuple[TensorSpec, ...]] | None = None
-) -> Spec:
+def describe(plan: Plan, op: str, arch: Arch) -> Spec:
     """Return the specification of a plan.
 
     Args:
         plan: what to run.
         op: the name its torch operator gets.
         arch: what it is compiled for.
-        scratch: buffers that schedules take beside those of their task, by task.
 
     Raises:
         UnsupportedError: a result has rows that the binding's layout cannot show.
     """
     program, binding = plan.program, plan.binding
-    widths = {name: count(expr) for name, expr in plan.widths}
+    widths = {name: _count(expr) for name, expr in plan.widths}
     outputs: dict[str, Buffer] = {r.buffer.name: r.buffer for r in plan.results}
     for result, output in zip(plan.results, program.outputs, strict=True):
         space = result.buffer.rows.space
@@ -48,7 +43,6 @@ def describe(
                 hint='bind it with layout="sequence", or return what is made of it',
             )
     buffers = {b.name: b for b in plan.intermediates} | outputs
-    taken = dict(scratch or {})
     return Spec(
         name=program.name,
         op=op,
@@ -58,20 +52,11 @@ def describe(
         key=program.key,
         single=program.single,
         inputs=tuple(
-            tensor(buffer, axes=tuple(map(str, node.axes))) for node, buffer in plan.inputs
+            _tensor(buffer, axes=tuple(map(str, node.axes))) for node, buffer in plan.inputs
         ),
-        buffers=(
-            *(tensor(b, capacity=widths.get(b.name, 0)) for b in buffers.values()),
-            *(t for tensors in taken.values() for t in tensors),
-        ),
+        buffers=tuple(_tensor(b, capacity=widths.get(b.name, 0)) for b in buffers.values()),
         tasks=tuple(
-            TaskSpec(
-                name=t.name,
-                buffers=(
-                    *(b.name for b in (*t.reads, *t.writes)),
-                    *(s.name for s in taken.get(t.name, ())),
-                ),
-            )
+            TaskSpec(name=t.name, buffers=tuple(b.name for b in (*t.reads, *t.writes)))
             for t in plan.tasks
         ),
         results=tuple(ResultSpec(buffer=r.buffer.name, what=r.what) for r in plan.results),
@@ -80,8 +65,7 @@ def describe(
     )
 
 
-def tensor(buffer: Buffer, axes: tuple[str, ...] = (), capacity: Count = 0) -> TensorSpec:
-    """Return the specification of a buffer."""
+def _tensor(buffer: Buffer, axes: tuple[str, ...] = (), capacity: Count = 0) -> TensorSpec:
     rows = buffer.rows
     visible: Count = 0
     if rows.space == "entry":
@@ -111,8 +95,7 @@ def _entries(entries: Entries, length: Count) -> Count:
     return ("max", 0, ("add", whole, 1))
 
 
-def count(expr: Expr) -> Count:
-    """Return the width that an expression over Stop and Const is at call time."""
+def _count(expr: Expr) -> Count:
     match expr:
         case Const(int(value)):
             return value
@@ -121,7 +104,7 @@ def count(expr: Expr) -> Count:
         case Stop(role):
             return ("stop", role)
         case Apply(op, args) if op in OPERATORS:
-            return (op, *map(count, args))
+            return (op, *map(_count, args))
     raise UnsupportedError(
         f"the width of a selection is {show(expr)}, which cannot be computed before it runs",
         hint="give topk= as a number",

@@ -1,8 +1,12 @@
-"""Say which GPU is present."""
+"""Say which GPU is present, and what to compile for it."""
 
 from __future__ import annotations
 
 import torch
+
+from sparsegen import arch as archs
+from sparsegen.arch import Arch
+from sparsegen.runtime.standalone.spec import runs
 
 
 def present() -> tuple[str, tuple[int, int]] | None:
@@ -10,3 +14,10 @@ def present() -> tuple[str, tuple[int, int]] | None:
     if not torch.cuda.is_available():
         return None
     return torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+
+
+def newest(capability: tuple[int, int]) -> Arch | None:
+    """Return the newest architecture whose code a GPU of a compute capability runs, or None."""
+    known = [arch for arch in map(archs.get, archs.names()) if arch.kind == "cuda"]
+    found = [arch for arch in known if runs(str(arch.target["arch"]), capability)]
+    return max(found, key=lambda arch: arch.capability, default=None)

@@ -6,7 +6,6 @@ Positions and rows may be scalars or vectors of lanes; positions are int32, rows
 from __future__ import annotations
 
 from collections.abc import Callable
-from collections.abc import Sequence as Sequence_
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.vec import alignment
@@ -62,7 +61,7 @@ class Arguments:
         return self.tensors[buffer.name]
 
 
-def declare(task: Task, scratch_buffers: Sequence_[Buffer] = ()) -> Arguments:
+def declare(task: Task) -> Arguments:
     """Name the function after the task and declare its arguments in the order of the ABI."""
     T.func_name(task.name)
     batch, ends_q, ends_k = T.int64(), T.int64(), T.int64()
@@ -76,7 +75,7 @@ def declare(task: Task, scratch_buffers: Sequence_[Buffer] = ()) -> Arguments:
         max_pages = T.int64()
         metadata.append(("page_table", (batch, max_pages)))
     handles = [(T.arg(name, T.handle()), shape) for name, shape in metadata]
-    buffers = (*task.reads, *task.writes, *scratch_buffers)
+    buffers = (*task.reads, *task.writes)
     tensors = [(T.arg(buffer.name, T.handle()), buffer) for buffer in buffers]
     ints = [T.match_buffer(h, shape, "int32", align=4) for h, shape in handles]
     # All matches come first: a flat view opens a frame of the builder.

@@ -22,7 +22,6 @@ from sparsegen.codegen.tvm import (
     lanes_of,
     load,
     reinterpret,
-    scratch,
     select,
     store,
 )
@@ -55,10 +54,6 @@ class Row:
         """Return how many ranks must fit."""
         return (length + (STRIDE * width - 1)) // (STRIDE * width) * (STRIDE * width)
 
-    def count(self, lowest: Value) -> Value:
-        """Return how many keys have a rank of at least `lowest` (int32), as int64."""
-        return _count(self, lowest)
-
 
 def rank_of(score: Value) -> Value:
     """Return the rank of float32 scores as int32: greater for greater scores, equal for ties."""
@@ -90,9 +85,9 @@ def choose(row: Row, budget: Value | None, top_p: float | None) -> Value:
     with T.serial(Row.room(row.length, row.width) - row.length) as n:
         store(row.rank, const(NEVER, "int32"), row.length + n)
     if top_p is not None:
-        descend_mass(row, top_p, last, ties)
+        _descend_mass(row, top_p, last, ties)
     if budget is not None:
-        descend_count(row, budget, last, ties)
+        _descend_count(row, budget, last, ties)
     written = cell("int64", const(0, "int64"))
     lowest = T.bind(cast(get(last), "int32"))
     with T.serial(row.length) as n:
@@ -130,13 +125,13 @@ def _count(row: Row, lowest: Value) -> Value:
     return pin(cast(vec.total(T.bind(whole)), "int64"))
 
 
-def descend_count(row: Row, budget: Value, last: Memory, ties: Memory) -> None:
+def _descend_count(row: Row, budget: Value, last: Memory, ties: Memory) -> None:
     """Lower the choice to its best `budget` keys."""
     left = T.bind(T.max(cast(budget, "int64"), const(0, "int64")))
-    reached = row.count(cast(get(last), "int32"))
+    reached = _count(row, cast(get(last), "int32"))
     above = cell("int64", const(0, "int64"))  # keys of a rank over the last
     with T.If(get(last) < FORCED), T.Then():
-        put(above, row.count(cast(get(last) + 1, "int32")))
+        put(above, _count(row, cast(get(last) + 1, "int32")))
     chosen = T.bind(get(above) + T.min(reached - get(above), get(ties)))
     with T.If(chosen > left), T.Then(), T.If(left < 1):
         with T.Then():
@@ -147,7 +142,7 @@ def descend_count(row: Row, budget: Value, last: Memory, ties: Memory) -> None:
             over = cell("int64", const(FORCED + 1, "int64"))  # a rank of fewer keys than `left`
             with T.While(get(last) + 1 < get(over)):
                 middle = pin((get(last) + get(over)) // 2)
-                found = row.count(cast(middle, "int32"))
+                found = _count(row, cast(middle, "int32"))
                 with T.If(found < left):
                     with T.Then():
                         put(over, middle)
@@ -164,7 +159,7 @@ def descend_count(row: Row, budget: Value, last: Memory, ties: Memory) -> None:
                     put(ties, left - get(above))
 
 
-def descend_mass(row: Row, top_p: float, last: Memory, ties: Memory) -> None:
+def _descend_mass(row: Row, top_p: float, last: Memory, ties: Memory) -> None:
     """Lower the choice to the shortest prefix whose mass reaches top_p of the total.
 
     A key is chosen while the mass before it is short of the goal. Masses are summed in float64,
@@ -187,7 +182,7 @@ def descend_mass(row: Row, top_p: float, last: Memory, ties: Memory) -> None:
 
 def _rank_of_mass(row: Row, goal: Value, last: Memory, ties: Memory) -> None:
     left = cell("float64", goal)
-    masses = scratch(BINS, "float64")
+    masses = T.alloc_buffer((BINS,), "float64")
     prefix = cell("int64", const(0, "int64"))
     for shift in range(32 - BITS, -1, -BITS):
         with T.serial(BINS) as b:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -19,7 +19,7 @@ from sparsegen.codegen.tvm import (
     device_code,
     maximum,
 )
-from sparsegen.lowering.tasks import Buffer, Task
+from sparsegen.lowering.tasks import Task
 
 FULL = 0xFFFFFFFF  # every lane of a warp
 
@@ -35,13 +35,10 @@ FUNCTIONS: Mapping[str, Callable[[Value], Value]] = MappingProxyType(
 
 
 @contextmanager
-def kernel(task: Task, scratch: Sequence[Buffer] = ()) -> Iterator[tuple[Any, Arguments]]:
-    """Declare the function of a task; yields the builder, which has the module at the end.
-
-    `scratch` are the buffers of a schedule's `scratch()`: they follow the task's own.
-    """
+def kernel(task: Task) -> Iterator[tuple[Any, Arguments]]:
+    """Declare the function of a task; yields the builder, which has the module at the end."""
     with device_code(), IRBuilder() as builder, I.ir_module(), T.prim_func():
-        yield builder, declare(task, scratch)
+        yield builder, declare(task)
 
 
 @dataclass(frozen=True)

@@ -66,11 +66,6 @@ class TensorSpec:
     visible: Count = 0
     capacity: Count = 0
 
-    @staticmethod
-    def from_json(data: Mapping[str, Any]) -> TensorSpec:
-        """Read plain JSON data, as `dataclasses.asdict` makes it."""
-        return TensorSpec(**_frozen(data))
-
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
