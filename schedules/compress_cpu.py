@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import vec
-from sparsegen.codegen.cpu.operands import fields
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, declare, find_sequence
+from sparsegen.codegen.pooling import Pool, by_matrix
 from sparsegen.codegen.tvm import (
     I,
     IRBuilder,
@@ -20,18 +20,15 @@ from sparsegen.codegen.tvm import (
     cast,
     const,
     load,
-    maximum,
     minimum,
     store,
 )
 from sparsegen.lowering.space import Rejected
-from sparsegen.lowering.tasks import Buffer, CompressTask, Operand
+from sparsegen.lowering.tasks import CompressTask
 
 FAMILY = "compress"
 REQUIRES = frozenset({"cpu"})
 PRIORITY = 0
-
-LOWEST = -1e30
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def accepts(task: CompressTask, arch: Arch) -> str | None:
 
 def default(task: CompressTask, arch: Arch) -> Knobs:
     """Return four entries for a weight matrix, one where there is none to share."""
-    return Knobs(entries=8 if _matrix(task) else 1)
+    return Knobs(entries=8 if by_matrix(task) else 1)
 
 
 def space(task: CompressTask, arch: Arch) -> Iterator[Knobs | Rejected]:
@@ -58,14 +55,10 @@ def space(task: CompressTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     for entries in (1, 2, 4, 8, 16):
         if entries == first.entries:
             continue
-        if not _matrix(task):
+        if not by_matrix(task):
             yield Rejected(asdict(Knobs(entries)), "there is no weight matrix to share")
         else:
             yield Knobs(entries)
-
-
-def _matrix(task: CompressTask) -> bool:
-    return task.weight is not None and len(task.weight.shape) == 3
 
 
 def apply(task: CompressTask, knobs: Knobs, arch: Arch) -> Any:
@@ -104,89 +97,22 @@ class _Compression:
                 self._entries(sequence, entry, count, head)
 
     def _entries(self, sequence: Sequence, entry: Value, count: Value, head: Value) -> None:
-        if _matrix(self.task):
+        if by_matrix(self.task):
             self._multiplied(sequence, entry, count, head)
             return
+        pool = self._pool(sequence, head)
         with T.serial(count) as e:
             here = T.bind(entry + e)
-            pool = self._softmax if self.task.how == "softmax" else self._pooled
             with T.serial(const(self.task.out.shape[1], "int64")) as d:
-                self._write(sequence, here, head, d, pool(sequence, here, head, d))
+                self._write(sequence, here, head, d, pool.channel(here, d))
+
+    def _pool(self, sequence: Sequence, head: Value) -> Pool:
+        return Pool(self.task, self.arguments, sequence, head, vec.exp)
 
     def _write(self, sequence: Sequence, e: Value, head: Value, d: Value, value: Value) -> None:
         out = self.task.out
         at = (sequence.row(out.rows, e) * out.shape[0] + head) * out.shape[1] + d
         vec.store_f32(self.arguments[out].flat, out.dtype, value, at)
-
-    def _read(self, operand: Operand, sequence: Sequence, j: Value, head: Value, d: Value) -> Value:
-        """Return one element of position j; `d` chooses the part at run time."""
-        found = T.alloc_buffer((1,), "float32")
-        for field in fields(self.arguments, operand):
-            inside = T.And(d >= field.first, d < field.first + field.part.size)
-            with T.If(inside), T.Then():
-                row = sequence.row(field.part.buffer.rows, j)
-                store(found, field.read(row, head, d), 0)
-        return T.bind(load(found, 0))
-
-    def _window(self, sequence: Sequence, e: Value) -> tuple[Value, Value]:
-        """Return the first position of a window and how many exist."""
-        length = sequence.n_k if self.task.role == "key" else sequence.n_q
-        offset = sequence.q_off if self.task.role == "query" else const(0, "int32")
-        start = T.bind(e * self.task.entries.stride)
-        size = minimum(length - start, const(self.task.entries.width, "int32"))
-        return T.bind(start + offset), T.bind(size)
-
-    def _pooled(self, sequence: Sequence, e: Value, head: Value, d: Value) -> Value:
-        how = self.task.how
-        start, size = self._window(sequence, e)
-        begin = {"max": LOWEST, "min": -LOWEST}.get(how, 0.0)
-        total = T.alloc_buffer((1,), "float32")
-        store(total, const(begin, "float32"), 0)
-        combine: dict[str, Callable[[Value, Value], Value]] = {"max": maximum, "min": minimum}
-        with T.serial(size) as m:
-            x = self._read(self.task.x, sequence, start + m, head, d)
-            if how == "linear":
-                if self.task.bias is not None:
-                    x = x + self._slot(self.task.bias, m, d)
-                x = x * self._slot(self.task.weight, m, None)
-            add = combine.get(how, lambda a, b: a + b)
-            store(total, add(load(total, 0), x), 0)
-        result = load(total, 0)
-        return result / cast(size, "float32") if how == "mean" else result
-
-    def _slot(self, buffer: Buffer | None, m: Value, d: Value | None) -> Value:
-        """Return the weight of slot m, or the bias of slot m for channel d."""
-        assert buffer is not None
-        at = cast(m, "int64") if d is None else cast(m, "int64") * buffer.shape[1] + d
-        return vec.load_f32(self.arguments[buffer].flat, buffer.dtype, at)
-
-    def _softmax(self, sequence: Sequence, e: Value, head: Value, d: Value) -> Value:
-        """Pool by softmax(gate + bias) over the window, and the window before it."""
-        task, width = self.task, self.task.entries.width
-        assert task.gate is not None
-        start, size = self._window(sequence, e)
-        state = T.alloc_buffer((3,), "float32")  # maximum, sum of weights, weighted sum
-        for n, value in enumerate((LOWEST, 0.0, 0.0)):
-            store(state, const(value, "float32"), n)
-
-        def window(x: Operand, gate: Operand, first: Value, slots: int) -> None:
-            with T.serial(size) as m:
-                z = self._read(gate, sequence, first + m, head, d)
-                if task.bias is not None:
-                    z = T.bind(z + self._slot(task.bias, m + slots, d))
-                value = self._read(x, sequence, first + m, head, d)
-                top = T.bind(maximum(load(state, 0), z))
-                old = T.bind(vec.exp(load(state, 0) - top))
-                new = T.bind(vec.exp(z - top))
-                store(state, top, 0)
-                store(state, load(state, 1) * old + new, 1)
-                store(state, load(state, 2) * old + new * value, 2)
-
-        if task.previous is not None:
-            with T.If(e > 0), T.Then():
-                window(*task.previous, start - width, 0)
-        window(task.x, task.gate, start, width if task.previous is not None else 0)
-        return load(state, 2) / load(state, 1)
 
     def _multiplied(self, sequence: Sequence, entry: Value, count: Value, head: Value) -> None:
         """Multiply windows by a weight matrix [width in out]; output channels in lanes."""
@@ -221,15 +147,16 @@ class _Compression:
         task, many, inner = self.task, self.knobs.entries, self.task.x.dim
         depth = task.entries.width * inner
         windows = T.alloc_buffer((many * depth,), "float32")
+        pool = self._pool(sequence, head)
         with T.serial(const(many, "int64")) as e:
             here = minimum(cast(e, "int32"), count - 1)
-            start, _ = self._window(sequence, T.bind(entry + here))
+            start, _ = pool.window(T.bind(entry + here))
             with (
                 T.serial(const(task.entries.width, "int64")) as m,
                 T.serial(const(inner, "int64")) as d,
             ):
-                x = self._read(task.x, sequence, start + cast(m, "int32"), head, d)
+                x = pool.read(task.x, start + cast(m, "int32"), d)
                 if task.bias is not None:
-                    x = x + self._slot(task.bias, m, d)
+                    x = x + pool.slot(task.bias, m, d)
                 store(windows, x, e * depth + m * inner + d)
         return windows

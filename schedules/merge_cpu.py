@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
+from sparsegen.codegen import merging
 from sparsegen.codegen.cpu import vec
 from sparsegen.codegen.cpu.rows import Arguments, declare
-from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.tvm import I, IRBuilder, Memory, T, Value, broadcast, const, load, store
+from sparsegen.codegen.cpu.stream import get
+from sparsegen.codegen.tvm import I, IRBuilder, T, Value, broadcast, const, store
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import MergeTask
 
@@ -68,7 +69,10 @@ def apply(task: MergeTask, knobs: Knobs, arch: Arch) -> Any:
 
 
 def _row(task: MergeTask, arguments: Arguments, knobs: Knobs, row: Value) -> None:
-    weights = _gates(task, arguments, row) if task.gates else _shares(task, arguments, row)
+    weights, lse = merging.weights(task, arguments, row, exp=vec.exp, log=vec.log)
+    if task.lse is not None:
+        assert lse is not None
+        store(arguments[task.lse].flat, get(lse), row)
     dim = task.o.shape[-1]
 
     def piece(at: Value, lanes: int) -> None:
@@ -83,36 +87,3 @@ def _row(task: MergeTask, arguments: Arguments, knobs: Knobs, row: Value) -> Non
         piece(n * knobs.lanes, knobs.lanes)
     for at in range(dim // knobs.lanes * knobs.lanes, dim):
         piece(const(at, "int64"), 1)
-
-
-def _gates(task: MergeTask, arguments: Arguments, row: Value) -> list[Memory]:
-    assert task.gates is not None
-    gates, parts = arguments[task.gates], len(task.parts)
-    return [
-        cell("float32", vec.load_f32(gates.flat, task.gates.dtype, row * parts + p))
-        for p in range(parts)
-    ]
-
-
-def _shares(task: MergeTask, arguments: Arguments, row: Value) -> list[Memory]:
-    """Return exp(lse_p - lse) of each part, 0 for parts that see nothing, and write lse."""
-    hidden = const(float("-inf"), "float32")
-    top = cell("float32", hidden)
-    lses = [T.bind(load(arguments[b].flat, row)) for b in task.lses]
-    for lse in lses:
-        with T.If(lse > get(top)), T.Then():
-            put(top, lse)
-    shares = [cell("float32", const(0.0, "float32")) for _ in lses]
-    total = cell("float32", const(0.0, "float32"))
-    for lse, share in zip(lses, shares, strict=True):
-        with T.If(lse > hidden), T.Then():
-            put(share, vec.exp(lse - get(top)))
-            put(total, get(total) + get(share))
-    result = cell("float32", hidden)
-    with T.If(get(total) > const(0.0, "float32")), T.Then():
-        for share in shares:
-            put(share, get(share) / get(total))
-        put(result, get(top) + vec.log(get(total)))
-    if task.lse is not None:
-        store(arguments[task.lse].flat, get(result), row)
-    return shares

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
+from sparsegen.codegen import merging
 from sparsegen.codegen.cpu.rows import Arguments
-from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.cpu.stream import get
 from sparsegen.codegen.cpu.vec import load_f32, store_f32
 from sparsegen.codegen.gpu.launch import kernel, launch
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, store
+from sparsegen.codegen.tvm import T, Value, cast, const, equal, store
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import MergeTask
 
@@ -54,7 +55,11 @@ def apply(task: MergeTask, knobs: Knobs, arch: Arch) -> Any:
 
 
 def _row(task: MergeTask, arguments: Arguments, row: Value, lane: Value) -> None:
-    weights = _gates(task, arguments, row) if task.gates else _shares(task, arguments, row, lane)
+    weights, lse = merging.weights(task, arguments, row, exp=T.exp, log=T.log)
+    if task.lse is not None:
+        assert lse is not None
+        with T.If(equal(lane, const(0, "int64"))), T.Then():
+            store(arguments[task.lse].flat, get(lse), row)
     dim = task.o.shape[-1]
     with T.serial(const(-(-dim // 32), "int64")) as n:
         at = T.bind(n * 32 + lane)
@@ -64,35 +69,3 @@ def _row(task: MergeTask, arguments: Arguments, row: Value, lane: Value) -> None
                 x = load_f32(arguments[part].flat, part.dtype, row * dim + at) * get(weight)
                 total = x if total is None else total + x
             store_f32(arguments[task.o].flat, task.o.dtype, total, row * dim + at)
-
-
-def _gates(task: MergeTask, arguments: Arguments, row: Value) -> list[Memory]:
-    assert task.gates is not None
-    gates, parts = arguments[task.gates], len(task.parts)
-    return [
-        cell("float32", load_f32(gates.flat, task.gates.dtype, row * parts + p))
-        for p in range(parts)
-    ]
-
-
-def _shares(task: MergeTask, arguments: Arguments, row: Value, lane: Value) -> list[Memory]:
-    """Return exp(lse_p - lse) of each part, 0 for parts that see nothing, and write lse."""
-    hidden, zero = const(float("-inf"), "float32"), const(0.0, "float32")
-    top, total, result = cell("float32", hidden), cell("float32", zero), cell("float32", hidden)
-    lses = [T.bind(load(arguments[b].flat, row)) for b in task.lses]
-    for lse in lses:
-        with T.If(lse > get(top)), T.Then():
-            put(top, lse)
-    shares = [cell("float32", zero) for _ in lses]
-    for lse, share in zip(lses, shares, strict=True):
-        with T.If(lse > hidden), T.Then():
-            put(share, T.exp(lse - get(top)))
-            put(total, get(total) + get(share))
-    with T.If(get(total) > zero), T.Then():
-        for share in shares:
-            put(share, get(share) / get(total))
-        put(result, get(top) + T.log(get(total)))
-    if task.lse is not None:
-        with T.If(equal(lane, const(0, "int64"))), T.Then():
-            store(arguments[task.lse].flat, get(result), row)
-    return shares
