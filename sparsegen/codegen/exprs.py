@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from sparsegen.codegen.cpu import vec
+from sparsegen.codegen.cpu.stream import pin
 from sparsegen.codegen.tvm import (
     T,
     Value,
@@ -21,10 +22,7 @@ from sparsegen.codegen.tvm import (
     const,
     dtype_of,
     lanes_of,
-    load,
-    scratch,
     select,
-    store,
     tirx,
 )
 from sparsegen.errors import UnsupportedError
@@ -149,23 +147,11 @@ def _apply(op: str, args: list[Value], expr: Apply, env: Env) -> Value:
     if op in CPU_FUNCTIONS:
         if op not in env.functions:
             raise UnsupportedError(f"{show(expr)}: this kernel has no {op}")
-        return env.functions[op](_through_memory(_as_float(args[0])))
+        return env.functions[op](pin(_as_float(args[0])))
     if op == "div":
         a, b = _lanes([_as_float(x) for x in args])
         return a / b
     return _ARITHMETIC[op](*_lanes(_common(args)))
-
-
-def _through_memory(x: Value) -> Value:
-    """Hide how a value came about: LLVM removes the detour.
-
-    TVM's analysis follows bound variables, and takes time exponential in the length of the chain
-    that a function of a function makes.
-    """
-    lanes = lanes_of(x)
-    held = scratch(lanes, dtype_of(x))
-    store(held, x, 0)
-    return T.bind(load(held, 0, lanes=lanes))
 
 
 def _logic(op: str, a: Value, b: Value) -> Value:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import vec
+from sparsegen.codegen.cpu.stream import pin
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.tvm import (
     Memory,
@@ -75,7 +76,7 @@ class Reducer:
 
     def combine(self, a: State, b: State) -> State:
         """Return the state of the elements of both; each value is used several times."""
-        a, b = tuple(map(_held, a)), tuple(map(_held, b))
+        a, b = tuple(map(pin, a)), tuple(map(pin, b))
         absent = const(ABSENT, "float32", lanes_of(a[0]))
         match self.how:
             case "max":
@@ -118,14 +119,6 @@ class Reducer:
             rest = found[len(found) // 2 * 2 :]
             found = [tuple(map(T.bind, self.combine(a, b))) for a, b in pairs] + rest
         return found[0]
-
-
-def _held(x: Value) -> Value:
-    """Compute a vector once: the simplifier would unfold a choice wherever it is used."""
-    lanes = lanes_of(x)
-    memory = T.alloc_buffer((lanes,), "float32")
-    store(memory, x, 0)
-    return T.bind(load(memory, 0, lanes=lanes))
 
 
 def _share(x: Value, top: Value) -> Value:

@@ -17,6 +17,7 @@ from sparsegen.codegen.tvm import (
     const,
     dtype_of,
     equal,
+    lanes_of,
     load,
     maximum,
     minimum,
@@ -38,12 +39,15 @@ def cell(dtype: str, value: Value) -> Memory:
 
 
 def pin(value: Value) -> Value:
-    """Compute a scalar once.
+    """Compute a scalar or a vector once, through memory; LLVM removes the detour.
 
     A bound variable is not enough: TVM's simplifier unfolds choices and quotients into everything
     derived from them, and compile times explode.
     """
-    return T.bind(get(cell(dtype_of(value), value)))
+    lanes = lanes_of(value)
+    memory = scratch(lanes, dtype_of(value))
+    store(memory, value, 0)
+    return T.bind(load(memory, 0, lanes=lanes))
 
 
 def get(memory: Memory) -> Value:
