@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 import sys
@@ -57,7 +56,7 @@ def main() -> None:
     rows = [measure(w, args.rounds) for w in WORKLOADS if args.only in w.name]
     report = {"machine": machine(args.threads), "workloads": rows}
     show(report)
-    out = args.out or RESULTS / f"cpu-{platform.machine()}-{args.threads}threads.json"
+    out = args.out or RESULTS / f"cpu-{report['machine']['arch']}-{args.threads}threads.json"
     if not args.only or args.out:
         out.parent.mkdir(exist_ok=True)
         out.write_text(json.dumps(report, indent=2) + "\n")
