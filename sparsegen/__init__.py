@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from sparsegen.api import compile, partition, tune
     from sparsegen.bundle import export, load
     from sparsegen.oracle import reference
+    from sparsegen.report import explain
     from sparsegen.runtime.catalog import Schedule
     from sparsegen.runtime.kernel import Kernel
 
@@ -69,6 +70,7 @@ _LAZY = {
     "Kernel": "sparsegen.runtime.kernel",
     "Schedule": "sparsegen.runtime.catalog",
     "compile": "sparsegen.api",
+    "explain": "sparsegen.report",
     "export": "sparsegen.bundle",
     "load": "sparsegen.bundle",
     "partition": "sparsegen.api",
@@ -79,7 +81,8 @@ _LAZY = {
 __all__ = [
     "BindingError", "BundleError", "CacheError", "CompileError", "InputError", "Kernel", "Pattern",
     "PatternError", "Program", "Schedule", "SparsegenError", "Tensor", "TuningError",
-    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "export",
+    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "explain",
+    "export",
     "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
     "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
     "softmax", "sqrt", "sum", "tanh", "tune", "where",

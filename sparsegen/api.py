@@ -247,17 +247,26 @@ def arch_of(target: str) -> Arch:
     Raises:
         BindingError: there is no such architecture, or this machine cannot run its code.
     """
+    found = described(target)
+    if target not in ("cpu", "cuda") and (reason := archs.unfit(found)):
+        raise BindingError(
+            f"target={target!r}: {reason}", hint="compile on such a machine, or for target='cpu'"
+        )
+    return found
+
+
+def described(target: str) -> Arch:
+    """Return the architecture a target names, also of a CPU that is not this machine's.
+
+    Raises:
+        BindingError: there is no such architecture.
+    """
     if target == "cpu":
         return archs.host()
     if target == "cuda":
         return _gpu_present()
     name = target.removeprefix("cuda:")
-    found = archs.get(name.rstrip("af") if name.startswith("sm_") else name)
-    if reason := archs.unfit(found):
-        raise BindingError(
-            f"target={target!r}: {reason}", hint="compile on such a machine, or for target='cpu'"
-        )
-    return found
+    return archs.get(name.rstrip("af") if name.startswith("sm_") else name)
 
 
 def _gpu_present() -> Arch:
@@ -286,11 +295,11 @@ def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
     plan = request.plan(sizes)
-    overrides = _recorded(plan, request.arch) if request.schedule is None else request.schedule
+    overrides = recorded(plan, request.arch) if request.schedule is None else request.schedule
     return compile_plan(plan, request.arch, overrides)
 
 
-def _recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:
+def recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:
     """Return what tuning chose for the tasks of a plan, as far as it is recorded."""
     from sparsegen.tuning.database import lookup
 

@@ -1,4 +1,4 @@
-"""Say what a program costs as expressions of its letters: FLOPs, bytes, cache, tokens, workspace.
+"""Say what a program costs as expressions of its letters: FLOPs, bytes, cache, tokens.
 
 Each verb states its own cost, beside its reference, as a rule `cost(node, at) -> Cost`; this file
 holds what rules share and walks a program. A kernel's cost is that of its node and of the values
@@ -70,6 +70,11 @@ def rule(op: str, *, stored: bool) -> Callable[[Rule], Rule]:
         return function
 
     return register
+
+
+def stored(node: Node) -> bool:
+    """Tell whether a kernel writes a value to memory."""
+    return node.op != Input.op and _RULES[node.op][1]
 
 
 class Costing:
@@ -266,12 +271,11 @@ def kernels(at: Costing) -> tuple[tuple[Node, Cost], ...]:
         function, _ = _RULES[node.op]
         total = function(node, at)
         for operand in node.operands():
-            if operand.op != Input.op and not _RULES[operand.op][1]:
+            if operand.op != Input.op and not stored(operand):
                 total += cost(operand)
         return total
 
-    stored = (n for n in at.program.nodes if n.op != Input.op and _RULES[n.op][1])
-    return tuple((node, cost(node)) for node in stored)
+    return tuple((node, cost(node)) for node in at.program.nodes if stored(node))
 
 
 def total(costs: Iterator[Cost] | tuple[Cost, ...]) -> Cost:
@@ -280,17 +284,6 @@ def total(costs: Iterator[Cost] | tuple[Cost, ...]) -> Cost:
     for cost in costs:
         result += cost
     return result
-
-
-def workspace(at: Costing, found: tuple[tuple[Node, Cost], ...]) -> Sympy:
-    """Return the bytes of the values between kernels, which live for the whole call.
-
-    What a kernel needs for itself depends on its knobs and is not counted.
-    """
-    import sympy as sp
-
-    returned = {node for node, _ in at.returned}
-    return sum((c.written for node, c in found if node not in returned), sp.Integer(0))
 
 
 @dataclass(frozen=True, kw_only=True)

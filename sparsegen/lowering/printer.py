@@ -24,12 +24,13 @@ def show_plan(plan: Plan) -> str:
     """Return the tasks of a plan as text."""
     lines = [f"plan {plan.program.name} ({plan.binding.layout}, {plan.binding.dtype})"]
     for task in plan.tasks:
-        lines += [f"  {line}" for line in _task(task)]
+        lines += [f"  {line}" for line in show_task(task)]
     results = ", ".join(r.buffer.name for r in plan.results)
     return "\n".join([*lines, f"  return {results}"])
 
 
-def _task(task: Task) -> Iterator[str]:
+def show_task(task: Task) -> Iterator[str]:
+    """Yield the lines of a task: its name and what it writes first."""
     writes = ", ".join(_buffer(b) for b in task.writes)
     yield f"{task.name}: {writes}"
     match task:
@@ -40,11 +41,11 @@ def _task(task: Task) -> Iterator[str]:
                 yield f"  mod {show(task.mod)}"
             for source in task.sources:
                 yield f"  k {_operand(source.k)}, v {_operand(source.v)}"
-                yield from (f"    {_clause(c)}" for c in source.clauses)
+                yield from (f"    {show_clause(c)}" for c in source.clauses)
         case SelectTask():
             norm = ", softmax" if task.norm else ""
             yield f"  q {_operand(task.q)}, k {_operand(task.k)}, scale {task.scale:.6g}{norm}"
-            yield from (f"    {_clause(c)}" for c in task.clauses)
+            yield from (f"    {show_clause(c)}" for c in task.clauses)
             for what in ("mod", "act", "topk", "force"):
                 expr = getattr(task, what)
                 if expr is not None:
@@ -82,7 +83,8 @@ def _operand(operand: Operand) -> str:
     return f"({' + '.join(parts)} x {operand.heads} heads)"
 
 
-def _clause(clause: Clause) -> str:
+def show_clause(clause: Clause) -> str:
+    """Return one stretch of the iteration: its range, what needs no check, and the check."""
     keys = clause.keys
     over = ""
     if keys is not None:

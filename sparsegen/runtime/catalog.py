@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -87,11 +87,9 @@ def choose(task: Task, arch: Arch, override: Schedule | None = None) -> Choice:
     if override is not None:
         return _overridden(task, arch, override)
     declined: list[tuple[str, str]] = []
-    modules = [(stem, _PLUGINS[stem]) for stem in _PLUGINS]
-    fitting = [(stem, module) for stem, module in modules if task.family == module.FAMILY]
-    for stem, module in sorted(fitting, key=lambda item: (-item[1].PRIORITY, item[0])):
-        reason = _declines(module, task, arch)
+    for stem, reason in _considered(task, arch):
         if reason is None:
+            module = _PLUGINS[stem]
             return Choice(stem, module, module.default(task, arch), tuple(declined))
         declined.append((stem, reason))
     raise UnsupportedError(
@@ -103,6 +101,18 @@ def choose(task: Task, arch: Arch, override: Schedule | None = None) -> Choice:
         if declined
         else "add a file of that family to schedules/",
     )
+
+
+def survey(task: Task, arch: Arch) -> tuple[tuple[str, str | None], ...]:
+    """Return the schedules of a task's family, in order, each with why it declines or None."""
+    return tuple(_considered(task, arch))
+
+
+def _considered(task: Task, arch: Arch) -> Iterator[tuple[str, str | None]]:
+    modules = [(stem, _PLUGINS[stem]) for stem in _PLUGINS]
+    fitting = [(stem, module) for stem, module in modules if task.family == module.FAMILY]
+    for stem, module in sorted(fitting, key=lambda item: (-item[1].PRIORITY, item[0])):
+        yield stem, _declines(module, task, arch)
 
 
 def _declines(module: ModuleType, task: Task, arch: Arch) -> str | None:
@@ -168,6 +178,16 @@ def choose_all(
     Raises:
         UnsupportedError, BindingError: as for `choose`; or an override fits no task.
     """
+    given = by_task(tasks, overrides)
+    return tuple(choose(task, arch, given.get(task.name)) for task in tasks)
+
+
+def by_task(tasks: Sequence[Task], overrides: Overrides) -> dict[str, Schedule]:
+    """Return the schedules that a user asked for, by the name of the task.
+
+    Raises:
+        BindingError: an override fits no task.
+    """
     if isinstance(overrides, Schedule):
         overrides = {family(overrides.name): overrides}
     given = dict(overrides or {})
@@ -178,7 +198,8 @@ def choose_all(
                 f"{schedule!r} is given for {name!r}, but there is no such task or family",
                 hint=did_you_mean(name, known),
             )
-    return tuple(choose(task, arch, given.get(task.name, given.get(task.family))) for task in tasks)
+    found = {task.name: given.get(task.name, given.get(task.family)) for task in tasks}
+    return {name: schedule for name, schedule in found.items() if schedule is not None}
 
 
 def to_json(overrides: Overrides) -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import sparsegen as sg
 from sparsegen import patterns
-from sparsegen.analysis.cost import Costing, cache, kernels, multi_head, total, workspace
+from sparsegen.analysis.cost import Costing, cache, kernels, multi_head, total
 from sparsegen.analysis.sums import closed_form, letter, position, readable, value
 from sparsegen.ir.program import Program
 from sparsegen.oracle.run import Run
@@ -185,7 +185,6 @@ def test_bytes_count_shared_memory_once() -> None:
     assert value(attend.read, config.sizes) == 2 * 128 * 576 + 2 * 2048 * 576 + lists
     assert value(attend.written, config.sizes) == 2 * 128 * 512
     assert value(select.read, config.sizes) == 2 * 64 * 128 + 2 * 64 + 32768 * 128
-    assert value(workspace(at, kernels(at)), config.sizes) == lists
 
 
 def test_a_slice_of_a_concatenation_reads_its_parts() -> None:

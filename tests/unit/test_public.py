@@ -24,7 +24,8 @@ FAMILIES = {"attend", "compress", "merge", "project", "select"}
 NAMES = {
     "BindingError", "BundleError", "CacheError", "CompileError", "InputError", "Kernel", "Pattern",
     "PatternError", "Program", "Schedule", "SparsegenError", "Tensor", "TuningError",
-    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "export",
+    "UnsupportedError", "abs", "attend", "cat", "compile", "compress", "exp", "explain",
+    "export",
     "head", "index", "load", "log", "max", "maximum", "mean", "merge", "min", "minimum",
     "partition", "pattern", "project", "reduce", "reference", "relu", "score", "select", "sigmoid",
     "softmax", "sqrt", "sum", "tanh", "tune", "where",

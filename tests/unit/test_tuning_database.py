@@ -103,7 +103,7 @@ def test_a_record_of_older_sources_counts_if_its_knobs_still_exist() -> None:
 
 def test_compile_uses_what_is_recorded() -> None:
     record(2)
-    assert api._recorded(PLAN, ARCH) == {"attend_1": Schedule("attend_cpu", tokens=2)}
+    assert api.recorded(PLAN, ARCH) == {"attend_1": Schedule("attend_cpu", tokens=2)}
 
 
 def test_what_is_shipped_can_be_read() -> None:
