@@ -346,10 +346,13 @@ def _sources(node: Node, at: Costing) -> Iterator[Node]:
             yield leaf
 
 
-def multi_head(at: Costing) -> Sympy:
+def multi_head(at: Costing) -> Sympy | None:
     """Return the cached elements per token of plain multi-head attention with the same heads.
 
-    A key and a value for each head of the result, both as wide as that head.
+    A key and a value for each head of the result, both as wide as that head; None if the program
+    returns lists only.
     """
-    out = at.program.outputs[0].node
+    out = next((o.node for o in at.program.outputs if o.what != "indices"), None)
+    if out is None:
+        return None
     return 2 * at.size(out.axes[1]) * at.size(out.axes[-1])

@@ -173,6 +173,8 @@ def _clause(clause: Clause, query: Axis, key: Axis, heads: Sympy, extents: Exten
         budget, said = _budget(clause, key, extents)
         lists = _lists(clause, heads, extents, stop - first)
         assumed.append(said)
+        if lists != 1:
+            assumed.append(f"the lists of {show(clause.keys.member)} share a key only if they must")
     if _hides(clause):
         assumed.append(
             f"every key in the range of {show(clause.residual)} counts, also those it hides"

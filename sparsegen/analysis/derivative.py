@@ -5,7 +5,8 @@ where(s > 0, s, a * s)  ->  slope where(s > 0, 1, a)
 
 Where an expression has a kink, the slope is that of one side: of relu and abs 0, of max and min
 that of the first argument. Where it chooses, the slope chooses too, so that a branch not taken
-never spoils a result with its NaN.
+never spoils a result with its NaN. At the end of a domain, such as sqrt at 0, it is infinite
+or NaN.
 """
 
 from __future__ import annotations
@@ -68,7 +69,15 @@ def differentiate(expr: Expr, by: Symbol = Symbol("s"), *, at: Site | None = Non
         PatternError: a part of the expression has no derivative.
     """
     terms = _Terms(by, at)
-    slope = terms.to_expr(sp.diff(terms.to_sympy(expr), terms.variable))
+    term = terms.to_sympy(expr)
+    found = sp.diff(term, terms.variable)
+    if term.has(sp.zoo, sp.nan) or found.has(sp.zoo, sp.nan):
+        raise PatternError(
+            f"{show(expr)} has no derivative: a divisor in it is always 0",
+            at=at,
+            hint="divide by what depends on a position, a head, a table or a score",
+        )
+    slope = terms.to_expr(found)
     names = _shared(expr, slope)
     return Derivative(
         shared=tuple((name, _named(e, names, inside=e)) for e, name in names.items()),
@@ -183,8 +192,6 @@ class _Terms:
         match expr:
             case Apply("where", (condition, a, b)):
                 found = _Where(self._symbol(condition), self.to_sympy(a), self.to_sympy(b))
-            case Apply("div", (a, Const(0))):
-                found = self.to_sympy(a) / self._symbol(Const(0))
             case Apply(op, args) if op in _ALGEBRA:
                 found = _ALGEBRA[op](*map(self.to_sympy, args))
             case Apply(op, args) if op in _KEPT and op not in COMPARE:

@@ -86,8 +86,8 @@ class Figures:
         found = costs.cache(self.at)
         growing = [c for c in found if c.last is None]
         elements = sum((c.elements for c in growing), sp.Integer(0))
-        plain = multi_head(self.at)
-        ratio = float(value(elements, self.at.sizes)) / float(value(plain, self.at.sizes))
+        total, plain = self.amount(elements), multi_head(self.at)
+        other = None if plain is None else self.amount(plain)
         return CacheReport(
             kept=tuple(
                 Kept(
@@ -98,10 +98,10 @@ class Figures:
                 )
                 for c in found
             ),
-            elements=self.amount(elements),
+            elements=total,
             bytes=self.amount(sum((c.bytes for c in growing), sp.Integer(0))),
-            multi_head=self.amount(plain),
-            saving=100 * (1 - ratio),
+            multi_head=other,
+            saving=None if other is None else 100 * (1 - total.value / other.value),
         )
 
     def step(self) -> Step:

@@ -73,7 +73,7 @@ class TaskReport:
                "written"
     assumed    what the numbers take for granted about data
     intensity  FLOPs per byte; `ridge`: where products take as long as bytes (None: no peak known)
-    bound      the least time, for all sequences
+    bound      the least time, for all sequences, as far as data is what is assumed
     """
 
     name: str
@@ -104,15 +104,15 @@ class CacheReport:
     """What decoding keeps per token and layer.
 
     elements, bytes  of what grows with the sequence
-    multi_head       elements of multi-head attention of the same shape
+    multi_head       elements of multi-head attention of the same shape; None: there is no attention
     saving           per cent less than that
     """
 
     kept: tuple[Kept, ...]
     elements: Amount
     bytes: Amount
-    multi_head: Amount
-    saving: float
+    multi_head: Amount | None
+    saving: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

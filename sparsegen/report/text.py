@@ -104,7 +104,8 @@ def _bound(found: Explanation) -> Iterator[str]:
     yield f"peaks{who}: {peak}, {rates.memory / 1e9:,.0f} GB/s"
     for task in found.tasks:
         bound = task.bound
-        yield f"{task.name}: at least {_time(bound.seconds)}, by {_WHAT[bound.by]}"
+        assumed = ", if data is as assumed" if task.assumed else ""
+        yield f"{task.name}: at least {_time(bound.seconds)}, by {_WHAT[bound.by]}{assumed}"
         times = ", ".join(
             f"{_WHAT[name]} {'unknown' if seconds is None else _time(seconds)}"
             for name, seconds in bound.times.items()
@@ -142,6 +143,8 @@ def _cache(found: Explanation) -> Iterator[str]:
         yield f"{kept.name}: {kept.elements} elements, {kept.bytes.value:,} bytes{last}"
     grows = " that grow with the sequence" if any(k.last for k in cache.kept) else ""
     yield f"together{grows}: {cache.elements} elements, {cache.bytes.value:,} bytes"
+    if cache.multi_head is None or cache.saving is None:
+        return
     change = f"{abs(cache.saving):.1f} % {'less' if cache.saving >= 0 else 'more'}"
     yield f"multi-head attention of this shape: {cache.multi_head} elements; this is {change}"
 

@@ -177,6 +177,27 @@ ARCH = Arch(
 """
 
 
+def test_programs_that_are_no_attention_are_explained() -> None:
+    @sg.pattern
+    def lists(q: sg.Tensor["T H D"], k: sg.Tensor["S 1 D"], *, n=8):
+        i, j = sg.index(q, k)
+        score = sg.score(q, k, where=j <= i)
+        return sg.select(sg.reduce(score, "max", by=(i, j)), topk=n).indices
+
+    @sg.pattern
+    def shared(x: sg.Tensor["S H D"]):
+        i, j = sg.index(x, x)
+        return sg.attend(x, x, x, where=(j < i) & (j > i))
+
+    found = sg.explain(lists, sizes={"T": 2, "S": 64, "H": 4, "D": 8})
+    assert found.cache.multi_head is None
+    assert "keys scored to select them: S = 64" in str(found)
+    assert "multi-head" not in str(found)
+    found = sg.explain(shared.program, sizes={"S": 64, "H": 4, "D": 8})
+    assert found.step.attended.value == 0
+    assert found.workspace.value == 0
+
+
 def test_another_cpu_counts_by_the_core() -> None:
     found = explained("causal", "llama-3-8b", "aarch64_neon")
     assert found.rates.cores == 1
