@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -22,6 +22,8 @@ from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.tasks import Task
 from sparsegen.runtime import cache, catalog
 from sparsegen.runtime.catalog import Choice, Overrides, Schedule
+from sparsegen.runtime.describe import count, tensor
+from sparsegen.runtime.standalone.spec import TensorSpec
 
 log = logging.getLogger("sparsegen")
 
@@ -33,12 +35,13 @@ _PACKAGES = ("sparsegen", "apache-tvm", "apache-tvm-ffi")
 
 @dataclass(frozen=True)
 class Built:
-    """A library on disk, its key, and the schedule of each task, by name."""
+    """A library on disk, its key, and by task: its schedule, and the memory that one takes."""
 
     library: Path
     key: str
     schedules: Mapping[str, Schedule]
     toolchain: Mapping[str, str]
+    scratch: Mapping[str, tuple[TensorSpec, ...]]
 
 
 def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
@@ -64,6 +67,7 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
         log.info("compiled %s in %.2f s", plan.program.name, time.perf_counter() - start)
         return {
             "schedules": {name: _plain(choice.schedule) for name, choice in named.items()},
+            "scratch": {t.name: _scratch(t, named[t.name], arch) for t in plan.tasks},
             "toolchain": {**toolchain(), **compiler},
         }
 
@@ -71,7 +75,11 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
     schedules = {
         name: Schedule(stem, **knobs) for name, (stem, knobs) in notes["schedules"].items()
     }
-    return Built(library, key, schedules, notes["toolchain"])
+    scratch = {
+        name: tuple(map(TensorSpec.from_json, tensors))
+        for name, tensors in notes["scratch"].items()
+    }
+    return Built(library, key, schedules, notes["toolchain"], scratch)
 
 
 def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> dict[str, str]:
@@ -92,6 +100,19 @@ def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path)
         return {"nvcc": compile_source(tvm.cuda_source(tvm.merge(modules), arch), arch, path)}
     tvm.build(tvm.merge(modules), arch, path)
     return {"llvm": tvm.llvm_version()}
+
+
+def _scratch(task: Task, choice: Choice, arch: Arch) -> list[dict[str, Any]]:
+    """Return the memory that a schedule takes beside the buffers of its task.
+
+    Such a schedule has `scratch(task, knobs, arch)`: pairs of a buffer and the capacity of its
+    extent -1 over Stop and Const, in the order in which they follow the arguments of the task.
+    """
+    asked = getattr(choice.module, "scratch", None)
+    if asked is None:
+        return []
+    found = asked(task, choice.knobs, arch)
+    return [asdict(tensor(buffer, capacity=count(expr))) for buffer, expr in found]
 
 
 def _applied(task: Task, choice: Choice, arch: Arch) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from sparsegen.arch import Arch
 from sparsegen.errors import UnsupportedError
 from sparsegen.ir.axes import Entries
@@ -18,19 +20,22 @@ from sparsegen.runtime.standalone.spec import (
 )
 
 
-def describe(plan: Plan, op: str, arch: Arch) -> Spec:
+def describe(
+    plan: Plan, op: str, arch: Arch, scratch: Mapping[str, tuple[TensorSpec, ...]]
+) -> Spec:
     """Return the specification of a plan.
 
     Args:
         plan: what to run.
         op: the name its torch operator gets.
         arch: what it is compiled for.
+        scratch: the memory that schedules take beside the buffers of their task, by task.
 
     Raises:
         UnsupportedError: a result has rows that the binding's layout cannot show.
     """
     program, binding = plan.program, plan.binding
-    widths = {name: _count(expr) for name, expr in plan.widths}
+    widths = {name: count(expr) for name, expr in plan.widths}
     outputs: dict[str, Buffer] = {r.buffer.name: r.buffer for r in plan.results}
     for result, output in zip(plan.results, program.outputs, strict=True):
         space = result.buffer.rows.space
@@ -52,11 +57,17 @@ def describe(plan: Plan, op: str, arch: Arch) -> Spec:
         key=program.key,
         single=program.single,
         inputs=tuple(
-            _tensor(buffer, axes=tuple(map(str, node.axes))) for node, buffer in plan.inputs
+            tensor(buffer, axes=tuple(map(str, node.axes))) for node, buffer in plan.inputs
         ),
-        buffers=tuple(_tensor(b, capacity=widths.get(b.name, 0)) for b in buffers.values()),
+        buffers=(
+            *(tensor(b, capacity=widths.get(b.name, 0)) for b in buffers.values()),
+            *(t for task in plan.tasks for t in scratch[task.name]),
+        ),
         tasks=tuple(
-            TaskSpec(name=t.name, buffers=tuple(b.name for b in (*t.reads, *t.writes)))
+            TaskSpec(
+                name=t.name,
+                buffers=tuple(b.name for b in (*t.reads, *t.writes, *scratch[t.name])),
+            )
             for t in plan.tasks
         ),
         results=tuple(ResultSpec(buffer=r.buffer.name, what=r.what) for r in plan.results),
@@ -65,7 +76,8 @@ def describe(plan: Plan, op: str, arch: Arch) -> Spec:
     )
 
 
-def _tensor(buffer: Buffer, axes: tuple[str, ...] = (), capacity: Count = 0) -> TensorSpec:
+def tensor(buffer: Buffer, axes: tuple[str, ...] = (), capacity: Count = 0) -> TensorSpec:
+    """Return the specification of a buffer; `capacity` is its extent -1."""
     rows = buffer.rows
     visible: Count = 0
     if rows.space == "entry":
@@ -95,7 +107,8 @@ def _entries(entries: Entries, length: Count) -> Count:
     return ("max", 0, ("add", whole, 1))
 
 
-def _count(expr: Expr) -> Count:
+def count(expr: Expr) -> Count:
+    """Return a width, over the stops that a call has."""
     match expr:
         case Const(int(value)):
             return value
@@ -104,7 +117,7 @@ def _count(expr: Expr) -> Count:
         case Stop(role):
             return ("stop", role)
         case Apply(op, args) if op in OPERATORS:
-            return (op, *map(_count, args))
+            return (op, *map(count, args))
     raise UnsupportedError(
         f"the width of a selection is {show(expr)}, which cannot be computed before it runs",
         hint="give topk= as a number",

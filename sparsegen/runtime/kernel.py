@@ -47,7 +47,7 @@ class Kernel(Runner):
     """
 
     def __init__(self, plan: Plan, arch: Arch, built: Built) -> None:
-        spec = describe(plan, op_name(plan, built), arch)
+        spec = describe(plan, op_name(plan, built), arch, built.scratch)
         load = functools.partial(load_library, built.library, ERRORS)
         super().__init__(spec, load() if arch.kind == "cpu" else load, ERRORS)
         self.plan = plan

@@ -6,7 +6,7 @@ counts as -inf for "max"; the others carry it on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,9 +42,13 @@ class Reducer:
     sum, max  one plane: the result, -inf where nothing was seen
     mean      the sum, and how many elements it has
     lse       the maximum, and the sum of exp(x - maximum)
+
+    exp, log  of float32, as the target computes them
     """
 
     how: How
+    exp: Callable[[Value], Value] = vec.exp
+    log: Callable[[Value], Value] = vec.log
 
     @property
     def planes(self) -> int:
@@ -85,7 +89,7 @@ class Reducer:
                 return a[0] + b[0], a[1] + b[1]
             case "lse":
                 top = T.bind(select(b[0] > a[0], b[0], a[0]))
-                return top, a[1] * _share(a[0], top) + b[1] * _share(b[0], top)
+                return top, a[1] * self.share(a[0], top) + b[1] * self.share(b[0], top)
         both = select(equal(b[0], absent), a[0], a[0] + b[0])
         return (select(equal(a[0], absent), b[0], both),)
 
@@ -97,7 +101,11 @@ class Reducer:
         zero, absent = (const(c, "float32", lanes_of(x)) for c in (0.0, ABSENT))
         if self.how == "mean":
             return select(equal(n, zero), absent, x / n)
-        return select(equal(n, zero), absent, x + vec.log(n))
+        return select(equal(n, zero), absent, x + self.log(n))
+
+    def share(self, x: Value, top: Value) -> Value:
+        """Return exp(x - top), 1 where both are infinite."""
+        return select(equal(x, top), const(1.0, "float32", lanes_of(x)), self.exp(x - top))
 
     def across(self, state: State) -> State:
         """Combine the lanes (a power of two) of a state into one scalar state."""
@@ -119,11 +127,6 @@ class Reducer:
             rest = found[len(found) // 2 * 2 :]
             found = [tuple(map(T.bind, self.combine(a, b))) for a, b in pairs] + rest
         return found[0]
-
-
-def _share(x: Value, top: Value) -> Value:
-    """Return exp(x - top), 1 where both are infinite."""
-    return select(equal(x, top), const(1.0, "float32", lanes_of(x)), vec.exp(x - top))
 
 
 @dataclass(frozen=True)

@@ -61,8 +61,12 @@ class Arguments:
         return self.tensors[buffer.name]
 
 
-def declare(task: Task) -> Arguments:
-    """Name the function after the task and declare its arguments in the order of the ABI."""
+def declare(task: Task, scratch: tuple[Buffer, ...] = ()) -> Arguments:
+    """Name the function after the task and declare its arguments in the order of the ABI.
+
+    Args:
+        scratch: memory that the schedule takes beside the buffers of the task.
+    """
     T.func_name(task.name)
     batch, ends_q, ends_k = T.int64(), T.int64(), T.int64()
     metadata: list[tuple[str, tuple[Value, ...]]] = [
@@ -75,7 +79,7 @@ def declare(task: Task) -> Arguments:
         max_pages = T.int64()
         metadata.append(("page_table", (batch, max_pages)))
     handles = [(T.arg(name, T.handle()), shape) for name, shape in metadata]
-    buffers = (*task.reads, *task.writes)
+    buffers = (*task.reads, *task.writes, *scratch)
     tensors = [(T.arg(buffer.name, T.handle()), buffer) for buffer in buffers]
     ints = [T.match_buffer(h, shape, "int32", align=4) for h, shape in handles]
     # All matches come first: a flat view opens a frame of the builder.

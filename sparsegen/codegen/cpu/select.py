@@ -11,32 +11,28 @@ Nothing is longer than a row of scores or of groups per query of a tile.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu import topk
 from sparsegen.codegen.cpu.attend import fold
 from sparsegen.codegen.cpu.attention import Blocking
-from sparsegen.codegen.cpu.lists import mentions
 from sparsegen.codegen.cpu.reduction import ABSENT, Reducer, Rows
-from sparsegen.codegen.cpu.rows import Sequence, declare, find_sequence, read_table
+from sparsegen.codegen.cpu.rows import Sequence, declare
 from sparsegen.codegen.cpu.scatter import blocks_of, share_of
 from sparsegen.codegen.cpu.select_pass import SelectPass, view
-from sparsegen.codegen.cpu.select_task import Facts, granule, is_slash
+from sparsegen.codegen.cpu.select_task import granule
 from sparsegen.codegen.cpu.stream import pin
 from sparsegen.codegen.cpu.tile import Tile
-from sparsegen.codegen.cpu.view import stop_of
 from sparsegen.codegen.exprs import Env, emit
+from sparsegen.codegen.selecting import Item, Selecting
 from sparsegen.codegen.tvm import (
     T,
     Value,
     broadcast,
     cast,
     const,
-    equal,
     load,
     maximum,
     minimum,
@@ -45,83 +41,27 @@ from sparsegen.codegen.tvm import (
     store,
     workspace,
 )
-from sparsegen.ir.expr import BlockOf, Expr, Head, Stop, Symbol, Table, rebuild
-from sparsegen.lowering.tasks import Lists, SelectTask, Stage
+from sparsegen.ir.expr import BlockOf, Expr
+from sparsegen.lowering.tasks import SelectTask, Stage
 
 
-@dataclass(frozen=True)
-class Item:
-    """Lists that are made together.
-
-    group        which group of heads (int32)
-    first, stop  positions of their queries (int32)
-    key          value of the query key of the first list (int32); 0 where there is none
-    row          row of the first list in the output (int64); further lists follow
-    """
-
-    sequence: Sequence
-    group: Value
-    first: Value
-    stop: Value
-    key: Value
-    row: Value
-
-
-class SelectKernel:
+class SelectKernel(Selecting):
     """Emits the function of one task into the current builder frame."""
 
     def __init__(self, task: SelectTask, tile: Tile, blocking: Blocking, arch: Arch) -> None:
-        self.task, self.tile, self.blocking, self.arch = task, tile, blocking, arch
-        self.facts = Facts(task)
-        self.lists: dict[Expr, Lists] = dict(task.lists)
-        self.tables = dict(task.tables)
-        self.groups = math.prod(task.groups)
-        entries = task.q.rows.entries
-        self.stride = 1 if entries is None else entries.stride
+        super().__init__(task, tile.tokens)
+        self.tile, self.blocking, self.arch = tile, blocking, arch
 
     # --- items ----------------------------------------------------------------------------------
 
     def emit(self) -> None:
         """Declare the arguments and emit the loop over items."""
         self.arguments = declare(self.task)
-        count = T.bind(self._first(self.arguments.batch))
+        count = T.bind(self.first_item(self.arguments.batch))
         with T.parallel(count * self.groups) as n:
             index = T.bind(fold(n // self.groups, count))
             group = T.bind(cast(n % self.groups, "int32"))
-            number = index
-            if self.facts.block:
-                number = find_sequence(self.arguments, self._first, index)
-            sequence = Sequence.at(self.arguments, number)
-            local = T.bind(cast(index - self._first(number), "int32"))
-            self._item(sequence, group, local)
-
-    def _first(self, number: Value) -> Value:
-        """Return the first item (int64) of a sequence: an upper bound that leaves gaps."""
-        block = self.facts.block
-        if block == 0:
-            return number
-        start = cast(load(self.arguments.cu_q, number), "int64")
-        if block == 1:
-            return start // (self.stride * self.tile.tokens) + number
-        return start // (self.stride * block) + 2 * number
-
-    def _item(self, sequence: Sequence, group: Value, local: Value) -> None:
-        block, rows = self.facts.block, self.task.out.rows
-        begin = T.bind(sequence.q_off // self.stride)
-        end = T.bind(begin + sequence.count(self.task.q.rows))
-        zero = const(0, "int32")
-        if block == 0:
-            self._make(Item(sequence, group, begin, end, zero, sequence.row(rows, zero)))
-            return
-        if block == 1:
-            key = first = T.bind(begin + local * self.tile.tokens)
-            stop = T.bind(minimum(first + self.tile.tokens, end))
-        else:
-            key = T.bind(begin // block + local)
-            first = T.bind(maximum(begin, key * block))
-            stop = T.bind(minimum(end, key * block + block))
-        with T.If(first < stop), T.Then():
-            self._make(Item(sequence, group, first, stop, key, T.bind(sequence.row(rows, key))))
+            self.item(index, group, self._make)
 
     # --- one item -------------------------------------------------------------------------------
 
@@ -129,7 +69,7 @@ class SelectKernel:
     def _rows(self, stage: Stage, rows: int, sequence: Sequence) -> Iterator[Rows]:
         """Take memory for the groups of a stage, and clear it."""
         reducer, width = Reducer(stage.how), self.tile.width
-        length = T.bind(cast(maximum(self._length(stage.keys[-1], sequence), 0), "int64"))
+        length = T.bind(cast(maximum(self.length(stage.keys[-1], sequence), 0), "int64"))
         pitch = T.bind(Rows.pitch_of(length, width))
         with ExitStack() as stack:
             planes = [
@@ -140,61 +80,24 @@ class SelectKernel:
             taken.clear()
             yield taken
 
-    def _length(self, key: Expr, sequence: Sequence) -> Value:
-        """Return how many values a last key takes (int32)."""
-        if is_slash(key):
-            return sequence.q_off // self.stride + sequence.count(self.task.q.rows)
-        if isinstance(key, BlockOf):
-            return (sequence.n_k + (key.width - 1)) // key.width
-        found = granule(key)
-        assert found is not None
-        n, shift = found
-        return (sequence.count(self.task.k.rows) + (shift + n - 1)) // n
-
-    def _slots(self) -> int:
-        """Return how many groups of queries of the first stage a tile may hold."""
-        inner = self.facts.inner
-        return max(1, self.tile.tokens // inner) if inner else 1
-
     def _make(self, item: Item) -> None:
         facts, sequence = self.facts, item.sequence
         first, *more = facts.stages
         lists = self.tile.tokens if facts.block == 1 else 1
         with (
-            self._rows(first, self._slots() * facts.head_rows, sequence) as groups,
+            self._rows(first, self.slots() * facts.head_rows, sequence) as groups,
             ExitStack() as stack,
         ):
             last = groups
             if more:
                 last = stack.enter_context(self._rows(more[0], lists, sequence))
-            if facts.block == 1:
-                count = T.bind(item.stop - item.first)
-                self._tile(item, item.first, count, groups)
-                if more:
-                    self._flush(item, item.first, groups, last)
-            else:
-                self._tiles(item, groups, last)
+            self.tiles(
+                item,
+                lambda start, count: self._tile(item, start, count, groups),
+                lambda start: self._flush(item, start, groups, last),
+            )
             last.finish(softmax=facts.stages[-1].norm)
             self._choose(item, last)
-
-    def _tiles(self, item: Item, groups: Rows, last: Rows) -> None:
-        """Take the queries of an item tile by tile; tiles end at multiples of their size."""
-        facts, size = self.facts, self.tile.tokens
-        flushed = len(facts.stages) == 2
-        low = pin(item.first // size)
-        tiles = pin((item.stop + (size - 1)) // size - low)
-        # Nothing is left of an empty sequence.
-        with T.serial(maximum(tiles, const(0, "int32"))) as n:
-            first = pin(maximum(item.first, (low + n) * size))
-            stop = pin(minimum(item.stop, (low + n) * size + size))
-            with T.If(first < stop), T.Then():
-                self._tile(item, first, T.bind(stop - first), groups)
-                if flushed and facts.inner:
-                    done = T.Or(equal(stop % facts.inner, const(0, "int32")), stop >= item.stop)
-                    with T.If(done), T.Then():
-                        self._flush(item, first, groups, last)
-        if flushed and not facts.inner:
-            self._flush(item, item.first, groups, last)
 
     def _tile(self, item: Item, first: Value, count: Value, groups: Rows) -> None:
         """Score a tile of queries, part by part of the heads of the lists."""
@@ -265,18 +168,13 @@ class SelectKernel:
             start = T.bind(cast(n, "int64") * last.pitch)
             score = view(last.planes[0], start, last.pitch, "float32")
             row = topk.Row(score, rank, last.length, last.width)
-            keys = self._list_keys(item, n)
+            keys = self.list_keys(item, n)
             self._rank(item, row, keys)
             budget = None
             if self.task.topk is not None:
-                budget = pin(cast(self._value(self.task.topk, item, keys), "int32"))
+                budget = pin(cast(self.value(self.task.topk, item, keys), "int32"))
             chosen = topk.choose(row, budget, self.task.top_p)
             self._write(item, cast(n, "int64"), row, chosen)
-
-    def _list_keys(self, item: Item, n: Value) -> tuple[Value, ...]:
-        """Return the values of the keys before the last of list `n` of an item."""
-        row_key = T.bind(item.key + n)
-        return tuple(item.group if mentions(k, Head) else row_key for k in self.task.keys[:-1])
 
     def _rank(self, item: Item, row: topk.Row, keys: tuple[Value, ...]) -> None:
         """Rank every key of a list: forced ones first, what is short of the threshold never."""
@@ -293,7 +191,7 @@ class SelectKernel:
                 rank = T.bind(select(enough, rank, whole(topk.NEVER)))
             if task.force is not None:
                 last = ramp(cast(n * width, "int32"), width)
-                forced = self._value(task.force, item, (*keys, last))
+                forced = self.value(task.force, item, (*keys, last))
                 rank = T.bind(select(broadcast(forced, width), whole(topk.FORCED), rank))
             store(row.rank, rank, n * width)
 
@@ -308,21 +206,3 @@ class SelectKernel:
             store(out.flat, load(row.rank, x), base + x)
         with T.serial(width - count) as x:
             store(out.flat, const(-1, "int32"), base + count + x)
-
-    def _value(self, expr: Expr, item: Item, keys: tuple[Value, ...]) -> Value:
-        """Return an expression over the keys of a list, stops and tables."""
-        symbols: dict[str, Value] = {}
-
-        def rule(e: Expr) -> Expr | None:
-            if not isinstance(e, Stop):
-                return None
-            name = f"stop {len(symbols)}"
-            symbols[name] = stop_of(e, item.sequence)
-            return Symbol(name)
-
-        def table(read: Table, index: tuple[Value, ...]) -> Value:
-            buffer = self.tables[read.tensor.name]
-            return read_table(self.arguments, buffer, item.sequence, index)
-
-        closed = rebuild(expr, rule)
-        return emit(closed, Env(symbols=symbols, key_vars=keys, table=table))

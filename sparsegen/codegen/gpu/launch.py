@@ -19,7 +19,7 @@ from sparsegen.codegen.tvm import (
     device_code,
     maximum,
 )
-from sparsegen.lowering.tasks import Task
+from sparsegen.lowering.tasks import Buffer, Task
 
 FULL = 0xFFFFFFFF  # every lane of a warp
 
@@ -35,10 +35,10 @@ FUNCTIONS: Mapping[str, Callable[[Value], Value]] = MappingProxyType(
 
 
 @contextmanager
-def kernel(task: Task) -> Iterator[tuple[Any, Arguments]]:
+def kernel(task: Task, scratch: tuple[Buffer, ...] = ()) -> Iterator[tuple[Any, Arguments]]:
     """Declare the function of a task; yields the builder, which has the module at the end."""
     with device_code(), IRBuilder() as builder, I.ir_module(), T.prim_func():
-        yield builder, declare(task)
+        yield builder, declare(task, scratch)
 
 
 @dataclass(frozen=True)

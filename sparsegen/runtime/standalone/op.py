@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .checks import DTYPES, sizes_of
-from .shapes import Extent, needs_stops, result_tensors, view_of
+from .shapes import Extent, result_tensors, view_of
 from .spec import Spec
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def shapes_only(spec: Spec, args: Sequence[torch.Tensor], metadata: Sequence[Any
             query = offset + sizes.queries
         stops = {"query": query, "key": sizes.keys}
     tensors = result_tensors(spec)
-    if needs_stops(spec):
+    if any(-1 in t.shape or t.space == "entry" for t in tensors):
         for role in ("query", "key"):
             if stops.get(role) is None:
                 stops[role] = torch.library.get_ctx().new_dynamic_size()

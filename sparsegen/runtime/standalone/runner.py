@@ -285,7 +285,7 @@ class Runner:
         """Return the shapes of the buffers and results from what the host knows."""
         if self._stops and extent.stops["query"] is None and self._asks_query:
             raise self._errors.input(
-                f"{self.spec.name}(): how large its result is depends on the values of q_offset",
+                f"{self.spec.name}(): how much memory it takes depends on the values of q_offset",
                 hint="pass an integer, which the host can read",
             )
         batch = sizes.batch or extent.batch - 1

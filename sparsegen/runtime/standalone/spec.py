@@ -66,6 +66,11 @@ class TensorSpec:
     visible: Count = 0
     capacity: Count = 0
 
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> TensorSpec:
+        """Read plain JSON data, as `dataclasses.asdict` makes it."""
+        return TensorSpec(**_frozen(data))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
@@ -127,8 +132,8 @@ class Spec:
         """Read what `to_json` wrote; TypeError or KeyError when it does not fit."""
         rest = {k: v for k, v in data.items() if not isinstance(v, list)}
         return Spec(
-            inputs=tuple(TensorSpec(**_frozen(t)) for t in data["inputs"]),
-            buffers=tuple(TensorSpec(**_frozen(t)) for t in data["buffers"]),
+            inputs=tuple(map(TensorSpec.from_json, data["inputs"])),
+            buffers=tuple(map(TensorSpec.from_json, data["buffers"])),
             tasks=tuple(TaskSpec(**_frozen(t)) for t in data["tasks"]),
             results=tuple(ResultSpec(**r) for r in data["results"]),
             **rest,
