@@ -14,7 +14,7 @@ from sparsegen.codegen.cpu.view import stop_of
 from sparsegen.codegen.exprs import CPU_FUNCTIONS, Env, Function, emit
 from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, maximum, minimum
 from sparsegen.ir.expr import BlockOf, Expr, Head, Stop, Symbol, Table, rebuild
-from sparsegen.lowering.tasks import Lists, SelectTask
+from sparsegen.lowering.tasks import Lists, SelectTask, Stage
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,12 @@ class Selecting:
         """Return how many groups of queries of the first stage a tile may hold."""
         inner = self.facts.inner
         return max(1, self.tokens // inner) if inner else 1
+
+    def stage_rows(self) -> list[tuple[int, Stage]]:
+        """Return the reductions, and how many rows of groups each keeps for an item."""
+        first, *more = self.facts.stages
+        lists = self.tokens if self.facts.block == 1 else 1
+        return [(self.slots() * self.facts.head_rows, first), *((lists, stage) for stage in more)]
 
     def list_keys(self, item: Item, n: Value) -> tuple[Value, ...]:
         """Return the values of the keys before the last of list `n` of an item."""

@@ -48,6 +48,7 @@ def describe(
                 hint='bind it with layout="sequence", or return what is made of it',
             )
     buffers = {b.name: b for b in plan.intermediates} | outputs
+    taken: dict[str, tuple[TensorSpec, ...]] = {t.name: scratch.get(t.name, ()) for t in plan.tasks}
     return Spec(
         name=program.name,
         op=op,
@@ -61,12 +62,13 @@ def describe(
         ),
         buffers=(
             *(tensor(b, capacity=widths.get(b.name, 0)) for b in buffers.values()),
-            *(t for task in plan.tasks for t in scratch[task.name]),
+            *(t for task in plan.tasks for t in taken),
         ),
         tasks=tuple(
             TaskSpec(
                 name=t.name,
-                buffers=tuple(b.name for b in (*t.reads, *t.writes, *scratch[t.name])),
+                buffers=tuple(b.name for b in (*t.reads, *t.writes))
+                + tuple(memory.name for memory in taken[t.name]),
             )
             for t in plan.tasks
         ),

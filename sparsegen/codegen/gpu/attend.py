@@ -15,17 +15,21 @@ from dataclasses import dataclass
 from sparsegen.codegen.cpu.attend import shared_heads, token_lists
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_tile
 from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
-from sparsegen.codegen.cpu.vec import LOG2E, load_f32, store_f32
+from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import mma
-from sparsegen.codegen.gpu.launch import Place, across, add, launch, sync
+from sparsegen.codegen.gpu.launch import Place, across, launch, sync
 from sparsegen.codegen.gpu.mma import PAD, Panel
+from sparsegen.codegen.gpu.outputs import DOWNWARD, FAST, FINITE, UPWARD, Outputs, part_of
 from sparsegen.codegen.gpu.tiles import Loader, inside
 from sparsegen.codegen.gpu.view import ThreadView
+from sparsegen.codegen.gpu.walk import walk
 from sparsegen.codegen.tvm import (
+    Memory,
     T,
     Value,
     cast,
     const,
+    equal,
     load,
     maximum,
     minimum,
@@ -157,13 +161,11 @@ class Tile:
         self.out = scratch(kernel.width // 2, "float32")
         self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
         self.a, self.b = scratch(4, "uint32"), scratch(4, "uint32")
+        self.mode = cell("int32", FAST)
 
     def run(self) -> None:
         """Attend to every key and write the outputs."""
         shape, kernel = self.shape, self.kernel
-        mma.clear(self.out, kernel.width // 2)
-        mma.clear(self.peak, 2, NO_SCORE)
-        mma.clear(self.total, 2)
         # Columns beside the operands, and rows of no query, count as zeros.
         self.loader.zero(self.queries, shape.rows * self.queries.pitch)
         self.loader.zero(self.keys, shape.keys * self.keys.pitch)
@@ -172,10 +174,34 @@ class Tile:
         sync()
         self.loader.fill(self.queries, shape.rows, self.task.q, self._query)
         mma.copies_done()
-        for source in self.task.sources:
-            for clause in source.clauses:
-                self._walk(source, clause)
-        self._finish()
+        again = cell("int32", const(1, "int32"))
+        with T.While(get(again) > 0):
+            mma.clear(self.out, kernel.width // 2)
+            mma.clear(self.peak, 2, NO_SCORE)
+            mma.clear(self.total, 2)
+            for source in self.task.sources:
+                for clause in source.clauses:
+                    self._walk(source, clause)
+            self._settle(again)
+
+    def _settle(self, again: Memory) -> None:
+        """Write the outputs, or what is known of them before the next pass."""
+        outputs = Outputs(self)
+        mode = T.bind(get(self.mode))
+        with T.If(T.Or(equal(mode, FAST), equal(mode, FINITE))):
+            with T.Then():
+                put(again, const(0, "int32"))
+                with T.If(equal(mode, FAST)), T.Then():
+                    wrong = T.bind(outputs.any_not_finite())
+                    put(again, cast(T.cuda.syncthreads_or(wrong), "int32"))
+                with T.If(get(again) > 0):
+                    with T.Then():
+                        put(self.mode, UPWARD)
+                    with T.Else():
+                        outputs.write(mode)
+            with T.Else():
+                outputs.mark(mode)
+                put(self.mode, select(equal(mode, UPWARD), DOWNWARD, FINITE))
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -193,53 +219,15 @@ class Tile:
     # --- keys -----------------------------------------------------------------------------------
 
     def _walk(self, source: KeySource, clause: Clause) -> None:
-        task, view, keys = self.task, self.view, self.shape.keys
-        length = T.bind(self.sequence.count(source.k.rows))
-        i_max = T.bind(self.i_min + self.present - 1)
-        bounds = view._hull(clause, length, self.i_min, i_max)
-        key_head = T.bind(self.head // task.group)
-        slot = T.bind(self.place.thread)
-        if clause.keys is None:
-            count = T.bind(maximum(bounds.hi - bounds.lo, const(0, "int32")))
+        key_head = T.bind(self.head // self.task.group)
 
-            def find(n: Value) -> Value:
-                return select(n < count, bounds.lo + n, const(-1, "int32"))
-        else:
-            listed = clause.keys
-            found = view.list_of(listed.member, self.i_min, self.head)
-            granule = listed.granule
-            count = T.bind(found.width * granule)
+        def chunk(bounds: Bounds, first: Value, count: Value) -> None:
+            self._chunk(source, clause, bounds, key_head)
 
-            def find(n: Value) -> Value:
-                key = cell("int32", const(-1, "int32"))
-                with T.If(n < count), T.Then():
-                    x = T.bind(found.item(const(0, "int32"), n // granule))
-                    if listed.slash:
-                        j = T.bind(self.i_min - x)
-                    else:
-                        # Items beyond every key could pass 2^31 as keys.
-                        last = T.bind((bounds.hi - 1 + listed.shift) // granule)
-                        near = T.bind(minimum(x, last + 1))
-                        j = T.bind(near * granule - listed.shift + n % granule)
-                    ok = T.And(x >= 0, T.And(j >= bounds.lo, j < bounds.hi))
-                    with T.If(ok), T.Then():
-                        put(key, j)
-                return get(key)
-
-        start = cell("int32", const(0, "int32"))
-        with T.While(get(start) < count):
-            begin = T.bind(get(start))
-            some = cell("int32", const(0, "int32"))
-            with T.If(slot < keys), T.Then():
-                j = T.bind(find(begin + slot))
-                store(self.position, j, slot)
-                put(some, cast(j >= 0, "int32"))
-            any_key = cell("int32", const(0, "int32"))
-            put(any_key, cast(T.cuda.syncthreads_or(get(some)), "int32"))
-            with T.If(get(any_key) > 0), T.Then():
-                self._chunk(source, clause, bounds, key_head)
-            sync()
-            put(start, begin + keys)
+        walk(
+            self.view, clause, source.k.rows, self.head, self.position, self.shape.keys,
+            T.bind(self.place.thread), self.shape.threads, chunk,
+        )  # fmt: skip
 
     def _chunk(self, source: KeySource, clause: Clause, bounds: Bounds, key_head: Value) -> None:
         shape = self.shape
@@ -263,6 +251,8 @@ class Tile:
         self._score()
         self._mask(clause, bounds)
         self._softmax()
+        with T.If(T.Not(equal(get(self.mode), FAST))), T.Then():
+            self._apart(values)
         self._weigh(values)
 
     def _score(self) -> None:
@@ -294,7 +284,8 @@ class Tile:
                     score = T.bind(load(self.scores, at) * const(task.scale, "float32"))
                     if task.mod is not None:
                         score = view.number(task.mod, query, head, j, score)
-                    store(self.scores, maximum(score, const(HIDDEN, "float32")), at)
+                    low = const(HIDDEN, "float32")
+                    store(self.scores, select(score < low, low, score), at)  # NaN stays
                 if clause.residual != TRUE:
                     with T.If(T.And(j >= 0, T.Not(sure))), T.Then():
                         seen = view.value(clause.residual, query, head, j)
@@ -320,9 +311,28 @@ class Tile:
                 weight = T.bind(T.exp2(load(self.scores, at) * rate - level))
                 store(self.scores, weight, at)
                 store(self.total, load(self.total, half) + weight, half)
+            # Marks do not fade.
+            marks = T.bind(get(self.mode) > FINITE)
+            kept = T.bind(select(marks, const(1.0, "float32"), shrink))
             with T.unroll(self.kernel.width // 8) as n, T.unroll(2) as c:
                 at = n * 4 + (2 * half) + c
-                store(self.out, load(self.out, at) * shrink, at)
+                store(self.out, load(self.out, at) * kept, at)
+
+    def _apart(self, values: Panel) -> None:
+        """Replace values and weights by those of the pass; see `numbers`."""
+        mode, shape = T.bind(get(self.mode)), self.shape
+        sync()  # the values may be keys too
+        columns = self.kernel.wide
+        with T.serial(-(-shape.keys * columns // shape.threads)) as step:
+            n = T.bind(step * shape.threads + self.place.thread)
+            with T.If(n < shape.keys * columns), T.Then():
+                at = T.bind(n // columns * values.pitch + (n % columns + values.first))
+                x = T.bind(cast(load(values.memory, at), "float32"))
+                store(values.memory, cast(part_of(x, mode), self.kernel.dtype), at)
+        sync()
+        with T.If(mode > FINITE), T.Then(), T.unroll(shape.keys // 2) as n:
+            seen = T.bind(load(self.scores, n) > const(0.0, "float32"))
+            store(self.scores, cast(seen, "float32"), n)
 
     def _weigh(self, values: Panel) -> None:
         dtype = self.kernel.dtype
@@ -337,45 +347,6 @@ class Tile:
                 for half in range(2):
                     low, high = self.b[2 * half], self.b[2 * half + 1]
                     mma.multiply(self.out, n * 8 + half * 4, a, low, high, dtype)
-
-    # --- outputs --------------------------------------------------------------------------------
-
-    def _finish(self) -> None:
-        task, arguments, shape = self.task, self.kernel.arguments, self.shape
-        zero, one = const(0.0, "float32"), const(1.0, "float32")
-        out = arguments[task.o]
-        for half in range(2):
-            r = T.bind(self.row + self.lane // 4 + 8 * half)
-            head = T.bind(self.head + r % shape.heads)
-            total = T.bind(across(load(self.total, half), add, 4))
-            peak = T.bind(load(self.peak, half) * const(self.kernel.natural, "float32"))
-            whole = total
-            if task.sink is not None:
-                flat = arguments[task.sink].flat
-                sink = load_f32(flat, task.sink.dtype, cast(head, "int64"))
-                whole = T.bind(total + T.exp2((sink - peak) * const(LOG2E, "float32")))
-            scale = cell("float32", zero)
-            with T.If(total > zero), T.Then():
-                put(scale, one / whole)
-            rate = T.bind(get(scale))
-            with T.If(r < self.present * shape.heads), T.Then():
-                first = cast(self.first + r // shape.heads, "int64")
-                row = T.bind((self.sequence.q_start + first) * task.q.heads + cast(head, "int64"))
-                with T.unroll(self.kernel.width // 8) as n, T.unroll(2) as c:
-                    d = T.bind(self.column + n * 8 + self.lane % 4 * 2 + c)
-                    with T.If(d < self.kernel.dim), T.Then():
-                        value = load(self.out, n * 4 + 2 * half + c) * rate
-                        # A row that sees nothing is 0, whatever its accumulators hold.
-                        value = select(total > zero, value, zero)
-                        at = row * self.kernel.dim + cast(d, "int64")
-                        store_f32(out.flat, task.o.dtype, value, at)
-                if task.lse is not None:
-                    ours = T.And((self.lane % 4) < 1, self.column < 1)
-                    with T.If(ours), T.Then():
-                        lse = cell("float32", const(float("-inf"), "float32"))
-                        with T.If(total > zero), T.Then():
-                            put(lse, peak + T.log(total))
-                        store(arguments[task.lse].flat, get(lse), row)
 
 
 def shape_of(task: AttendTask, row_warps: int, keys: int) -> Shape:

@@ -22,7 +22,7 @@ class Loader:
     """Copies rows of operands into tiles.
 
     thread, threads  the number of this thread, and how many there are
-    dtype            of the tiles: float16 or bfloat16
+    dtype            of the tiles: float16, bfloat16 or float32
     """
 
     arguments: Arguments
@@ -47,6 +47,8 @@ class Loader:
     def _copied(self, part: Part, column: int) -> bool:
         """Tell whether 8 elements at a time lie in memory as they do in the tile."""
         sizes = (part.size, part.start, column, part.buffer.shape[-1])
+        if self.dtype == "float32":
+            return False
         return part.fn is None and part.buffer.dtype == self.dtype and not any(n % 8 for n in sizes)
 
     def _each(self, count: int, body: Callable[[Value], None]) -> None:
