@@ -62,7 +62,7 @@ def describe(
         ),
         buffers=(
             *(tensor(b, capacity=widths.get(b.name, 0)) for b in buffers.values()),
-            *(t for task in plan.tasks for t in taken),
+            *(memory for several in taken.values() for memory in several),
         ),
         tasks=tuple(
             TaskSpec(

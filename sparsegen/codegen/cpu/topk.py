@@ -64,7 +64,10 @@ def rank_of(score: Value) -> Value:
         return const(value, "int32", lanes)
 
     zero, inf = const(0.0, "float32", lanes), const(float("inf"), "float32", lanes)
-    bits = T.bind(reinterpret(score + zero, "int32"))  # -0 becomes +0
+    bits = T.bind(reinterpret(score, "int32"))
+    # -0 is a tie of +0. (The simplifier drops `+ 0`, and a choice that is equal to its numbers.)
+    magnitude = T.bitwise_and(bits, whole(0x7FFFFFFF))
+    bits = T.bind(select(equal(magnitude, whole(0)), whole(0), bits))
     flipped = T.bitwise_and(T.shift_right(bits, whole(31)), whole(0x7FFFFFFF))
     ordered = T.bind(T.bitwise_xor(bits, flipped))
     # NaN is not at most inf; -inf and NaN are no ranks of numbers.
