@@ -1,0 +1,6 @@
+#pragma once
+namespace tvm::ffi {
+struct CUDADeviceGuard {
+  explicit CUDADeviceGuard(long) {}
+};
+}  // namespace tvm::ffi
