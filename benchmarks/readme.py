@@ -19,6 +19,7 @@ from sparsegen.runtime.describe import describe
 
 ROOT = Path(__file__).parents[1]
 OURS = "sparsegen"
+GPUS = ("sm_80", "sm_90")
 
 
 def benchmarks() -> Iterator[str]:
@@ -46,27 +47,34 @@ def benchmarks() -> Iterator[str]:
 
 
 def support() -> Iterator[str]:
-    """Yield the layouts in which every task of a pattern has a schedule on any CPU."""
-    yield f"| pattern | | {' | '.join(LAYOUTS)} |"
-    yield "|---|---|" + ":-:|" * len(LAYOUTS)
+    """Yield the layouts in which every task of a pattern has a schedule on any CPU, and on GPUs."""
+    yield f"| pattern | | {' | '.join(LAYOUTS)} | {', '.join(GPUS)} |"
+    yield "|---|---|" + ":-:|" * (len(LAYOUTS) + 1)
     for name in patterns.names():
         file = patterns.path(name)
         about = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
-        marks = " | ".join("yes" if runs(name, layout) else "no" for layout in LAYOUTS)
+        small = patterns.configs(name, test=True)[0]
+        found = [runs(name, small, layout, "generic") for layout in LAYOUTS]
+        models = (*patterns.configs(name), small)
+        asked = [(config, layout, gpu) for config in models for layout in LAYOUTS for gpu in GPUS]
+        found.append(all(runs(name, *x) for x in asked))
+        marks = " | ".join("yes" if yes else "no" for yes in found)
         yield f"| [{name}]({file.relative_to(ROOT)}) | {about.rstrip('.')} | {marks} |"
 
 
-def runs(name: str, layout: Layout) -> bool:
-    """Tell whether a pattern is lowered in a layout, for a CPU without any feature."""
-    config = patterns.configs(name, test=True)[0]
+def runs(name: str, config: patterns.Config, layout: Layout, target: str) -> bool:
+    """Tell whether a pattern is lowered in a layout: float32 on a CPU, bfloat16 on a GPU."""
+    processor = arch.get(target)
+    dtype = "float32" if processor.kind == "cpu" else "bfloat16"
     program = patterns.load(name).trace(**config.hyper)
     axes = (program.query, program.key)
     sizes = tuple((letter, n) for letter, n in config.sizes.items() if letter not in axes)
     page = 16 if layout == "paged" else 0
     try:
-        plan = partition(program, Binding(layout=layout, page_size=page, sizes=sizes))
-        catalog.choose_all(plan.tasks, arch.get("generic"))
-        describe(plan, name, arch.get("generic"))
+        binding = Binding(dtype=dtype, layout=layout, page_size=page, sizes=sizes)
+        plan = partition(program, binding)
+        catalog.choose_all(plan.tasks, processor)
+        describe(plan, name, processor)
     except SparsegenError:
         return False
     return True

@@ -21,7 +21,7 @@ from sparsegen.runtime.standalone.spec import (
 
 
 def describe(
-    plan: Plan, op: str, arch: Arch, scratch: Mapping[str, tuple[TensorSpec, ...]]
+    plan: Plan, op: str, arch: Arch, scratch: Mapping[str, tuple[TensorSpec, ...]] | None = None
 ) -> Spec:
     """Return the specification of a plan.
 
@@ -48,7 +48,9 @@ def describe(
                 hint='bind it with layout="sequence", or return what is made of it',
             )
     buffers = {b.name: b for b in plan.intermediates} | outputs
-    taken: dict[str, tuple[TensorSpec, ...]] = {t.name: scratch.get(t.name, ()) for t in plan.tasks}
+    taken: dict[str, tuple[TensorSpec, ...]] = {
+        t.name: (scratch or {}).get(t.name, ()) for t in plan.tasks
+    }
     return Spec(
         name=program.name,
         op=op,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 from tvm_ffi import libinfo
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu.build import Support
+from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
 
@@ -58,13 +57,9 @@ def _statement(line: str, head: str) -> str:
         found = re.search(pattern, line)
         if found is None:
             continue
-        if call == "mma":
-            return (
-                f"  emu::mma<{'true' if found[1] == 'bf16' else 'false'}>({', '.join(operands)});"
-            )
-        if call == "ldmatrix":
-            return f"  emu::ldmatrix<{'true' if found[1] else 'false'}>({', '.join(operands)});"
-        return f"  emu::copy({', '.join(operands)});" if call else "  ;"
+        kind = {"mma": found.groups()[:1] == ("bf16",), "ldmatrix": found.groups()[:1] != (None,)}
+        flag = f"<{str(kind[call]).lower()}>" if call in kind else ""
+        return f"  emu::{call}{flag}({', '.join(operands)});" if call else "  ;"
     raise NotImplementedError(line)
 
 
@@ -73,16 +68,12 @@ def compile_source(source: str, arch: Arch, path: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cc"
         file.write_text(translate(source + render(Support())))
-        done = subprocess.run(
-            [
-                "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing", f"-I{INCLUDE}",
-                *(f"-I{p}" for p in libinfo.include_paths()), str(file), "-o", str(path),
-            ],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        if done.returncode:
-            Path("/tmp/emulated.cc").write_text(file.read_text())
-            raise RuntimeError(done.stderr[:4000])
+        includes = [INCLUDE, *libinfo.include_paths()]
+        command = [
+            "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing",
+            *(f"-I{p}" for p in includes), str(file), "-o", str(path),
+        ]  # fmt: skip
+        run(command, path.name)
     return "emulator"
 
 
@@ -108,8 +99,8 @@ def emulated() -> Iterator[None]:
     with (
         mock.patch("sparsegen.codegen.gpu.build.compile_source", compile_source),
         mock.patch.object(kernel, "describe", described),
-        mock.patch.object(torch.cuda, "get_device_capability", lambda *_: (9, 0)),
-        mock.patch.object(torch.cuda, "is_current_stream_capturing", lambda: False),
-        mock.patch.object(torch.cuda, "current_stream", lambda *_: stream),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
+        mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
+        mock.patch.object(torch.cuda, "current_stream", return_value=stream),
     ):
         yield

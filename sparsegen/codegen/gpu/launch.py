@@ -85,7 +85,9 @@ def across(x: Value, combine: Callable[[Value, Value], Value], lanes: int = 32) 
     step = 1
     while step < lanes:
         x = T.bind(x)
-        x = T.bind(combine(x, shuffle_xor(x, step)))
+        # Bound first: a combination that uses it twice must not shuffle twice, in a branch.
+        other = T.bind(shuffle_xor(x, step))
+        x = T.bind(combine(x, other))
         step *= 2
     return x
 
