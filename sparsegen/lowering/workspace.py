@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from sparsegen.analysis.cost import Costing, stored
 from sparsegen.analysis.sums import Sympy, letter
-from sparsegen.ir.expr import Pos, walk
+from sparsegen.ir.expr import Expr, Pos, walk
 from sparsegen.ir.node import Node
 from sparsegen.lowering.plan import Plan
 from sparsegen.primitives import Select
@@ -35,6 +36,24 @@ def workspace(plan: Plan, at: Costing, batch: int = 1) -> Sympy:
             if buffer.name in between:
                 row = _row(node, buffer, plan, at)
                 total += _rows(buffer, at, batch) * row * ITEMSIZE[buffer.dtype]
+    return total
+
+
+def scratch(taken: Iterable[tuple[Buffer, Expr]], at: Costing, batch: int = 1) -> Sympy:
+    """Return the bytes that a schedule takes beside the buffers of its task, in every call.
+
+    Args:
+        taken: buffers, each with the capacity of its extent -1.
+        at, batch: as for `workspace`.
+    """
+    import sympy as sp
+
+    total = sp.Integer(0)
+    for buffer, capacity in taken:
+        rows = 1 if buffer.rows.space == "none" else _rows(buffer, at, batch)
+        wide = at.extents.bound(capacity, sp.oo, sp.oo)
+        elements = sp.prod(wide if size == -1 else size for size in buffer.shape)
+        total += rows * elements * ITEMSIZE[buffer.dtype]
     return total
 
 

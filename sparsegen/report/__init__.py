@@ -62,7 +62,9 @@ def explain(
     speed = rates(arch, dtype)
     figures = Figures(plan, letters, batch, speed)
     overrides = recorded(plan, arch) if schedule is None else schedule
-    chosen = scheduled(plan, arch, overrides, "recorded" if schedule is None else "asked for")
+    chosen = scheduled(
+        plan, arch, overrides, "recorded" if schedule is None else "asked for", figures
+    )
     return Explanation(
         program=str(program),
         name=program.name,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sparsegen.analysis import cost as costs
 from sparsegen.analysis.cost import Cost, kernels, multi_head
 from sparsegen.analysis.roofline import Bound, Rates, Roofline, of_batch, roofline
 from sparsegen.analysis.sums import Sympy, value
-from sparsegen.ir.expr import show
+from sparsegen.ir.expr import Expr, show
 from sparsegen.ir.node import Input, Node
 from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.printer import show_clause, show_task
-from sparsegen.lowering.tasks import AttendTask, SelectTask, Task
-from sparsegen.lowering.workspace import ITEMSIZE, workspace
+from sparsegen.lowering.tasks import AttendTask, Buffer, SelectTask, Task
+from sparsegen.lowering.workspace import ITEMSIZE, scratch, workspace
 from sparsegen.primitives import Attend, Reduce, Score, Select
 from sparsegen.report.counts import NamedCounts
 from sparsegen.report.model import Amount, CacheReport, Count, Domain, Kept, Step, TaskReport
@@ -78,6 +78,10 @@ class Figures:
     def workspace(self) -> Amount:
         """Return the bytes of what the tasks hand to each other."""
         return self.amount(workspace(self.plan, self.at, self.batch))
+
+    def scratch(self, taken: Iterable[tuple[Buffer, Expr]]) -> Amount:
+        """Return the bytes that a schedule takes beside the buffers of its task."""
+        return self.amount(scratch(taken, self.at, self.batch))
 
     def cache(self) -> CacheReport:
         """Return what decoding keeps."""

@@ -56,12 +56,14 @@ class Scheduled:
     knobs   of the schedule
     origin  why these knobs: the schedule's default, a tuning record, or the caller
     others  the other schedules of the family, each with why it is not taken
+    scratch bytes it takes beside the buffers of the task, for all sequences
     """
 
     name: str | None
     knobs: Mapping[str, int | bool | str]
     origin: Literal["default", "recorded", "asked for", ""]
     others: tuple[tuple[str, str], ...]
+    scratch: Amount
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from sparsegen.arch import Arch
 from sparsegen.errors import UnsupportedError
 from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.tasks import Task
+from sparsegen.report.figures import Figures
 from sparsegen.report.model import Scheduled
 
 if TYPE_CHECKING:
@@ -16,22 +17,33 @@ if TYPE_CHECKING:
 
 
 def scheduled(
-    plan: Plan, arch: Arch, overrides: Overrides, origin: Literal["recorded", "asked for"]
+    plan: Plan,
+    arch: Arch,
+    overrides: Overrides,
+    origin: Literal["recorded", "asked for"],
+    figures: Figures,
 ) -> tuple[Scheduled, ...]:
     """Return what lowers each task of a plan.
 
     Args:
         overrides: schedules by task name or family, or one.
         origin: where the overrides come from.
+        figures: measure the memory that schedules take.
     """
     from sparsegen.runtime import catalog
 
     given = catalog.by_task(plan.tasks, overrides)
-    return tuple(_scheduled(task, arch, given.get(task.name), origin) for task in plan.tasks)
+    return tuple(
+        _scheduled(task, arch, given.get(task.name), origin, figures) for task in plan.tasks
+    )
 
 
 def _scheduled(
-    task: Task, arch: Arch, override: Schedule | None, origin: Literal["recorded", "asked for"]
+    task: Task,
+    arch: Arch,
+    override: Schedule | None,
+    origin: Literal["recorded", "asked for"],
+    figures: Figures,
 ) -> Scheduled:
     from sparsegen.runtime import catalog
 
@@ -43,7 +55,8 @@ def _scheduled(
         if override is not None:
             raise
         others = tuple((stem, str(reason)) for stem, reason in survey)
-        return Scheduled(name=None, knobs={}, origin="", others=others or (("", error.message),))
+        others = others or (("", error.message),)
+        return Scheduled(name=None, knobs={}, origin="", others=others, scratch=figures.scratch(()))
     order = [stem for stem, _ in survey]
     others = tuple(
         (stem, reason or f"takes it too; {_preferred(stem, choice.stem, order)}")
@@ -55,6 +68,7 @@ def _scheduled(
         knobs=dataclasses.asdict(choice.knobs),
         origin="default" if override is None else origin,
         others=others,
+        scratch=figures.scratch(catalog.scratch(choice, task, arch)),
     )
 
 

@@ -103,15 +103,8 @@ def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path)
 
 
 def _scratch(task: Task, choice: Choice, arch: Arch) -> list[dict[str, Any]]:
-    """Return the memory that a schedule takes beside the buffers of its task.
-
-    Such a schedule has `scratch(task, knobs, arch)`: pairs of a buffer and the capacity of its
-    extent -1 over Stop and Const, in the order in which they follow the arguments of the task.
-    """
-    asked = getattr(choice.module, "scratch", None)
-    if asked is None:
-        return []
-    found = asked(task, choice.knobs, arch)
+    """Return the memory that a schedule takes beside the buffers of its task, as plain data."""
+    found = catalog.scratch(choice, task, arch)
     return [asdict(tensor(buffer, capacity=count(expr))) for buffer, expr in found]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.errors import BindingError, UnsupportedError, did_you_mean
+from sparsegen.ir.expr import Expr
 from sparsegen.lowering.space import Rejected
-from sparsegen.lowering.tasks import Task
+from sparsegen.lowering.tasks import Buffer, Task
 from sparsegen.plugins import discover
 
 _PLUGINS = discover("sparsegen.schedules", "schedule")
@@ -59,6 +60,16 @@ class Choice:
     def schedule(self) -> Schedule:
         """Return the choice as a user would write it, every knob named."""
         return Schedule(self.stem, **dataclasses.asdict(self.knobs))
+
+
+def scratch(choice: Choice, task: Task, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
+    """Return the memory that a schedule takes beside the buffers of its task.
+
+    Such a schedule has `scratch(task, knobs, arch)`: pairs of a buffer and the capacity of its
+    extent -1 over Stop and Const, in the order in which they follow the arguments of the task.
+    """
+    asked = getattr(choice.module, "scratch", None)
+    return () if asked is None else tuple(asked(task, choice.knobs, arch))
 
 
 def files() -> dict[str, Path]:

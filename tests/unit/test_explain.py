@@ -12,7 +12,7 @@ import sparsegen as sg
 from sparsegen import arch, cli, patterns
 from sparsegen.errors import BindingError, UnsupportedError
 from sparsegen.report import Explanation
-from sparsegen.report.model import Scheduled
+from sparsegen.report.model import Amount, Scheduled
 
 ZEN = dataclasses.replace(arch.get("znver4"), cores=2)
 
@@ -198,6 +198,15 @@ def test_programs_that_are_no_attention_are_explained() -> None:
     assert found.workspace.value == 0
 
 
+def test_scratch_memory_of_a_schedule_is_shown() -> None:
+    found = explained("dsa", "deepseek-v3.2", "sm_90", dtype="bfloat16")
+    (schedule,) = (t.schedule for t in found.tasks if t.family == "select")
+    assert schedule is not None
+    if schedule.name == "select_gpu":
+        assert schedule.scratch.value > 0
+        assert f"scratch memory: {schedule.scratch} bytes" in str(found)
+
+
 def test_another_cpu_counts_by_the_core() -> None:
     found = explained("causal", "llama-3-8b", "aarch64_neon")
     assert found.rates.cores == 1
@@ -279,5 +288,9 @@ def test_printed(
 
 
 SOME = Scheduled(
-    name="some_gpu", knobs={"warps": 4}, origin="default", others=(("other_gpu", "needs more"),)
+    name="some_gpu",
+    knobs={"warps": 4},
+    origin="default",
+    others=(("other_gpu", "needs more"),),
+    scratch=Amount("512*T", 512),
 )
