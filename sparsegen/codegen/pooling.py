@@ -9,7 +9,7 @@ from sparsegen.codegen.cpu.operands import fields
 from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import load_f32
-from sparsegen.codegen.tvm import T, Value, cast, const, maximum, minimum
+from sparsegen.codegen.tvm import T, Value, cast, const, maximum, minimum, select
 from sparsegen.lowering.tasks import Buffer, CompressTask, Operand
 
 LOWEST = -1e30
@@ -66,7 +66,7 @@ class Pool:
         how = self.task.how
         start, size = self.window(e)
         begin = {"max": LOWEST, "min": -LOWEST}.get(how, 0.0)
-        combine: dict[str, Callable[[Value, Value], Value]] = {"max": maximum, "min": minimum}
+        combine: dict[str, Callable[[Value, Value], Value]] = {"max": _larger, "min": _smaller}
         total = cell("float32", const(begin, "float32"))
         with T.serial(size) as m:
             x = self.read(self.task.x, start + m, d)
@@ -101,3 +101,15 @@ class Pool:
                 add(*task.previous, start - width, 0)
         add(task.x, task.gate, start, width if task.previous is not None else 0)
         return get(out) / get(total)
+
+
+def _larger(a: Value, b: Value) -> Value:
+    """Return the larger of two numbers; NaN where one is NaN."""
+    b = T.bind(b)
+    return select(T.Or(b > a, T.isnan(b)), b, a)
+
+
+def _smaller(a: Value, b: Value) -> Value:
+    """Return the smaller of two numbers; NaN where one is NaN."""
+    b = T.bind(b)
+    return select(T.Or(b < a, T.isnan(b)), b, a)

@@ -47,9 +47,9 @@ class Outputs:
         found, tile = cell("int32", const(0, "int32")), self.tile
         with T.unroll(self.kernel.width // 2) as n:
             x = T.bind(load(tile.out, n))
+            # Not `x <= -inf or x >= inf`, as the simplifier makes of its negation: x may be NaN.
             finite = T.And(x > const(-INF, "float32"), x < const(INF, "float32"))
-            with T.If(T.Not(finite)), T.Then():
-                put(found, const(1, "int32"))
+            put(found, select(finite, get(found), const(1, "int32")))
         return get(found)
 
     def mark(self, mode: Value) -> None:
