@@ -87,8 +87,8 @@ class _Device(str):
 
 
 @contextmanager
-def emulated() -> Iterator[None]:
-    """Let kernels for GPUs run here; they must be compiled and called inside."""
+def emulated(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
+    """Let kernels for GPUs of a compute capability run; they must be compiled and called inside."""
     describe = kernel.describe
 
     def described(*args: Any) -> Any:
@@ -99,7 +99,7 @@ def emulated() -> Iterator[None]:
     with (
         mock.patch("sparsegen.codegen.gpu.build.compile_source", compile_source),
         mock.patch.object(kernel, "describe", described),
-        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
         mock.patch.object(torch.cuda, "current_stream", return_value=stream),
     ):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.attend import shared_heads, token_lists
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_tile
-from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import mma
 from sparsegen.codegen.gpu.launch import Place, across, launch, sync
@@ -90,7 +90,7 @@ def shared_bytes(task: AttendTask, shape: Shape) -> int:
     deep = rounded(task.q.dim, 16) + PAD
     wide = rounded(task.sources[0].v.dim, 16 * shape.columns) + PAD
     values = 0 if all(inside(s.v, s.k) is not None for s in task.sources) else wide
-    return 2 * (shape.rows * deep + shape.keys * (deep + values)) + 4 * shape.keys
+    return 2 * (shape.rows * deep + shape.keys * (deep + values)) + 4 * shape.keys + 16
 
 
 class AttendKernel:
@@ -156,12 +156,14 @@ class Tile:
         self.keys = panel(shape.keys, pitch)
         self.values = None if kernel.prefix else panel(shape.keys, wide)
         self.position = pool.alloc((shape.keys,), "int32", align=16)
+        # In shared memory, for it is asked seldom, and registers are short.
+        self.mode = pool.alloc((1,), "int32", align=16)
         pool.commit()
         self.scores = scratch(shape.keys // 2, "float32")
         self.out = scratch(kernel.width // 2, "float32")
         self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
         self.a, self.b = scratch(4, "uint32"), scratch(4, "uint32")
-        self.mode = cell("int32", FAST)
+        put(self.mode, FAST)
 
     def run(self) -> None:
         """Attend to every key and write the outputs."""
@@ -187,7 +189,8 @@ class Tile:
     def _settle(self, again: Memory) -> None:
         """Write the outputs, or what is known of them before the next pass."""
         outputs = Outputs(self)
-        mode = T.bind(get(self.mode))
+        mode = pin(get(self.mode))
+        sync()
         with T.If(T.Or(equal(mode, FAST), equal(mode, FINITE))):
             with T.Then():
                 put(again, const(0, "int32"))

@@ -45,6 +45,13 @@ struct nv_bfloat16 {
   }
 };
 using half = _Float16;
+using __half = half;
+struct __half2 {
+  half x, y;
+  __half2() = default;
+  __half2(half x, half y) : x(x), y(y) {}
+};
+using half2 = __half2;
 struct float2 { float x, y; };
 struct nv_bfloat162 {
   nv_bfloat16 x, y;
