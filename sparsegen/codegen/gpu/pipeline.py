@@ -1,0 +1,83 @@
+"""Let groups of warps work on different things: barriers in shared memory, registers of a role."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparsegen.codegen.gpu.mma import ptx
+from sparsegen.codegen.tvm import Memory, T, Value, const
+
+GROUP = 128  # threads of a warp group
+
+
+@dataclass(frozen=True)
+class Barrier:
+    """A barrier in shared memory whose phases are counted; arrivals per phase are fixed."""
+
+    memory: Memory
+    arrivals: int
+
+    @staticmethod
+    def allocate(pool: Memory, arrivals: int) -> Barrier:
+        """Take a barrier from the shared memory of a block."""
+        return Barrier(pool.alloc((1,), "uint64", align=8), arrivals)
+
+    @property
+    def pointer(self) -> Value:
+        """Return its address."""
+        return self.memory.ptr_to([0])
+
+    def init(self) -> None:
+        """Set it up; one thread does."""
+        ptx("mbarrier.init.shared.b64", self.pointer, const(self.arrivals, "uint32"))
+
+    def arrive(self) -> None:
+        """Arrive once."""
+        ptx("mbarrier.arrive.shared.b64", self.pointer, const(1, "uint32"))
+
+    def arrive_after_copies(self) -> None:
+        """Arrive when the copies this thread has started are done."""
+        ptx("cp.async.mbarrier.arrive.noinc.shared.b64", self.pointer)
+
+    def wait(self, phase: Value) -> None:
+        """Wait until a phase (its number, int32) is complete; phase -1 is."""
+        T.evaluate(T.cuda.mbarrier_wait(self.pointer, phase % 2))
+
+    def wait_tensor(self, phase: Value) -> None:
+        """Wait for a phase, and make what it announces visible to tensor cores."""
+        self.wait(phase)
+        fence_tensor()
+
+
+def fence_tensor() -> None:
+    """Make this thread's writes to shared memory visible to tensor cores."""
+    ptx("fence.proxy.async.shared::cta")
+
+
+def init(barriers: list[Barrier], thread: Value) -> None:
+    """Set barriers up, for all threads of the block."""
+    with T.If(thread < 1), T.Then():
+        for barrier in barriers:
+            barrier.init()
+        ptx("fence.mbarrier_init.release.cluster")
+    T.evaluate(T.cuda.cta_sync())
+
+
+def meet(number: int, threads: int) -> None:
+    """Wait at named barrier `number` for `threads` threads, those that only arrive too."""
+    ptx("bar.sync", number, threads)
+
+
+def pass_by(number: int, threads: int) -> None:
+    """Arrive at a named barrier without waiting."""
+    ptx("bar.arrive", number, threads)
+
+
+def take_registers(count: int) -> None:
+    """Enlarge the registers of each thread of a warp group to `count`."""
+    ptx("setmaxnreg.inc.sync.aligned.u32", count)
+
+
+def give_registers(count: int) -> None:
+    """Shrink the registers of each thread of a warp group to `count`."""
+    ptx("setmaxnreg.dec.sync.aligned.u32", count)
