@@ -13,9 +13,9 @@ from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
 from sparsegen.codegen.gpu.tiles import inside
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import TRUE
+from sparsegen.ir.expr import TRUE, Expr, Symbol, rebuild
 from sparsegen.lowering.space import Rejected
-from sparsegen.lowering.tasks import AttendTask
+from sparsegen.lowering.tasks import AttendTask, Clause, Interval
 
 FAMILY = "attend"
 REQUIRES = frozenset({"wgmma", "cp_async", "mbarrier", "setmaxnreg"})
@@ -48,7 +48,7 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     (clause,) = source.clauses
     if clause.keys is None or clause.keys.granule != 1 or clause.keys.shift or clause.keys.slash:
         return "no list of single keys drives the iteration"
-    if clause.residual != TRUE and clause.full != clause.hull:
+    if clause.residual != TRUE and not _exact(clause):
         return "keys of the list must be checked one by one"
     if task.mod is not None or task.scale <= 0:
         return "scores are modified, or their scale is not positive"
@@ -98,6 +98,19 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     with kernel(task) as (builder, arguments):
         ListedKernel(task, cut, dtype, arguments).emit()
     return builder.get()
+
+
+def _exact(clause: Clause) -> bool:
+    """Tell whether one query sees every key of the hull."""
+
+    def alone(interval: Interval) -> Interval:
+        def name(e: Expr) -> Expr | None:
+            return Symbol("i_min") if e == Symbol("i_max") else None
+
+        lo, hi = (tuple(rebuild(e, name) for e in end) for end in (interval.lo, interval.hi))
+        return Interval(lo=lo, hi=hi)
+
+    return clause.full is not None and alone(clause.full) == alone(clause.hull)
 
 
 def _excluded(knobs: Knobs) -> str | None:

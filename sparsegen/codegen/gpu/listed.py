@@ -17,25 +17,27 @@ from typing import Any
 
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.cpu.vec import LOG2E, load_f32
+from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.launch import add, across
+from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, Even, Odd
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.pipeline import GROUP, Barrier, meet, pass_by
+from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
-    Memory, T, Value, cast, const, load, maximum, minimum, scratch, select, store,
-)  # fmt: skip
+    Memory,
+    T,
+    Value,
+    cast,
+    const,
+    load,
+    minimum,
+    scratch,
+    select,
+    store,
+)
 from sparsegen.lowering.tasks import AttendTask, Operand
 
-ROWS = 64  # heads of a tile, keys of a chunk
-BOTH = 2 * GROUP
-NEVER = float("-inf")
-LOW = -1e30  # a maximum before any score
-LN2 = 0.6931471805599453
-# Named barriers: the maximum of even and of odd, their weights, their sums, their outputs.
-TOP_EVEN, TOP_ODD, WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT = 1, 2, 3, 4, 5, 6
 _KEEP = 0x14F0000000000000  # L2: evict last
 _COPY = "cp.async.cg.shared.global.L2::cache_hint.L2::256B"
 
@@ -158,9 +160,7 @@ class ListedKernel:
 
     def _gather_tile(self, tile: Value, turn: Value) -> None:
         token = T.bind(tile // self.groups)
-        number = find_sequence(
-            self.arguments, lambda b: load(self.arguments.cu_q, b), token
-        )
+        number = find_sequence(self.arguments, lambda b: load(self.arguments.cu_q, b), token)
         sequence = Sequence.at(self.arguments, number)
         i = T.bind(sequence.q_off + (token - cast(sequence.q_start, "int32")))
         one = const(1, "int32")
@@ -235,255 +235,3 @@ class ListedKernel:
                 source = flat.ptr_to([at + cast(lane * 8, "int64")])
                 target = self.queries.ptr_to([to + tile * TILE])
                 ptx("cp.async.cg.shared.global", target, source, 16, size)
-
-
-class Computing:
-    """What both computing groups do: `side` 0 is even, 1 is odd."""
-
-    side: int
-
-    def __init__(self, kernel: ListedKernel) -> None:
-        self.kernel, self.dtype, self.half = kernel, kernel.dtype, kernel.half
-        self.warp, self.lane, self.thread = kernel.warp, kernel.lane, kernel.thread
-        self.out = scratch(self.half // 2, "float32")
-        self.scores, self.packed = scratch(32, "float32"), scratch(16, "uint32")
-        self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
-        self.next, self.shrink = scratch(2, "float32"), scratch(2, "float32")
-        keys, weights = kernel.keys, kernel.weights
-        column = self.side * (self.half // 64) * TILE
-        self.queries = wgmma.descriptor(wgmma.ALONG, kernel.queries.ptr_to([0]))
-        self.keys = wgmma.descriptor(wgmma.ALONG, keys[self.side].ptr_to([0]))
-        self.values = [wgmma.descriptor(wgmma.ACROSS, k.ptr_to([column])) for k in keys]
-        first = (kernel.first, 0)[1 - self.side]
-        other = weights[1 - self.side].ptr_to([first])
-        self.others = wgmma.descriptor(wgmma.ALONG, other)
-
-    def run(self) -> None:
-        """Emit the loop over the tiles."""
-        self.kernel.each_tile(self._tile)
-
-    def _tile(self, tile: Value, turn: Value) -> None:
-        for i in range(self.half // 2):
-            store(self.out, const(0.0, "float32"), i)
-        for half in range(2):
-            store(self.peak, const(LOW, "float32"), half)
-            store(self.total, const(0.0, "float32"), half)
-        self.kernel.query_ready.wait_tensor(turn)
-        self._walk(T.bind(turn * self.kernel.pairs))
-        self._finish(tile)
-
-    def _walk(self, before: Value) -> None:
-        raise NotImplementedError
-
-    def _add_scores(self, half: int, phase: Value, *, clear: bool) -> None:
-        kernel = self.kernel
-        kernel.ready[self.side][half].wait_tensor(phase)
-        tiles = (kernel.left, kernel.right)[half]
-        # A compiler that knows the descriptors keeps one per product in registers, and spills.
-        queries, keys = wgmma.opaque(self.queries), wgmma.opaque(self.keys)
-        wgmma.scores(self.scores, queries, keys, tiles, self.dtype, clear=clear)
-
-    def _softmax(self, least: Memory) -> None:
-        """Turn scores into weights of a maximum that is at least `least`; shrink the sums."""
-        rate = const(self.kernel.rate, "float32")
-        scores = self.scores
-        for j in range(8):
-            for c in range(2):
-                at = self.side * ROWS + 8 * j + self.lane % 4 * 2 + c
-                bias = T.bind(load(self.kernel.bias, at))
-                for half in range(2):
-                    n = 4 * j + 2 * half + c
-                    store(scores, load(scores, n) + bias, n)
-        for half in range(2):
-            top = load(scores, 2 * half)
-            for j in range(8):
-                for c in range(2):
-                    if j or c:
-                        top = T.bind(maximum(top, load(scores, 4 * j + 2 * half + c)))
-            top = across(top, maximum, 4)
-            top = T.bind(maximum(load(least, half), top * rate))
-            ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - top)
-            store(self.peak, top, half)
-            total = T.bind(load(self.total, half) * load(self.shrink, half))
-            store(self.total, total, half)
-        self._shrink_out()
-        for half in range(2):
-            for j in range(8):
-                for c in range(2):
-                    n = 4 * j + 2 * half + c
-                    ptx("ex2.approx.ftz.f32", scores[n], load(scores, n) * rate - self.peak[half])
-                    store(self.total, load(self.total, half) + load(scores, n), half)
-        wgmma.pack_tile(self.packed, scores, self.dtype)
-
-    def _shrink_out(self) -> None:
-        for i in range(self.half // 2):
-            store(self.out, load(self.out, i) * load(self.shrink, i // 2 % 2), i)
-
-    def _hold(self) -> None:
-        wgmma.hold(self.out, self.half // 2)
-
-    def _tell_top(self) -> None:
-        with T.If(self.lane % 4 < 1), T.Then():
-            for half in range(2):
-                store(self.kernel.top, load(self.peak, half), self.thread // 4 * 2 + half)
-
-    def _told_top(self, half: int) -> Value:
-        return load(self.kernel.top, self.thread // 4 * 2 + half)
-
-    def _finish(self, tile: Value) -> None:
-        """Write the columns of this group, and the even one the lse."""
-        kernel, task = self.kernel, self.kernel.task
-        zero = const(0.0, "float32")
-        for half in range(2):
-            store(self.total, across(load(self.total, half), add, 4), half)
-        with T.If(self.lane % 4 < 1), T.Then():
-            for half in range(2):
-                at = self.side * ROWS + self.thread // 4 * 2 + half
-                store(kernel.sums, load(self.total, half), at)
-        meet(SUMS, BOTH)
-        token = T.bind(tile // kernel.groups)
-        head = T.bind(tile % kernel.groups * ROWS)
-        base = T.bind(cast(token, "int64") * task.q.heads)
-        for half in range(2):
-            other = load(kernel.sums, (1 - self.side) * ROWS + self.thread // 4 * 2 + half)
-            total = T.bind(load(self.total, half) + other)
-            peak = T.bind(load(self.peak, half))
-            h = T.bind(head + self.warp * 16 + self.lane // 4 + 8 * half)
-            whole = total
-            if task.sink is not None:
-                near = minimum(h, const(task.q.heads - 1, "int32"))
-                flat = kernel.arguments[task.sink].flat
-                sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
-                whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
-            store(self.shrink, select(total > zero, const(1.0, "float32") / whole, zero), half)
-            if task.lse is not None and self.side == 0:
-                ours = T.And(self.lane % 4 < 1, h < task.q.heads)
-                with T.If(ours), T.Then():
-                    lse = T.log(total) + peak * const(LN2, "float32")
-                    lse = select(total > zero, lse, const(NEVER, "float32"))
-                    store(kernel.arguments[task.lse].flat, lse, base + cast(h, "int64"))
-        self._write(base, head)
-        kernel.free[1][self.side].arrive()
-
-    def _write(self, base: Value, head: Value) -> None:
-        """Bring outputs through the odd buffer into rows of 16-byte pieces."""
-        kernel, task = self.kernel, self.kernel.task
-        flat = kernel.arguments[task.o].flat
-        staged = kernel.keys[1]
-        first, piece = T.bind(self.thread // 8), T.bind(self.thread % 8)
-        for n in range(self.half // 64):
-            tile = self.side * (self.half // 64) + n
-            wgmma.pack_tile(self.packed, self.out, self.dtype, 32 * n, self.shrink)
-            wgmma.store_tile(self.packed, staged, tile * TILE, self.warp, self.lane)
-            meet(OUT + self.side, GROUP)
-            for r in range(4):
-                row = T.bind(head + (first + 16 * r))
-                with T.If(row < task.q.heads), T.Then():
-                    at = (base + cast(row, "int64")) * kernel.dim + (tile * 64)
-                    there = tile * TILE + wgmma.swizzled(first, piece) + r * 16 * 64
-                    value = load(staged, there, lanes=8)
-                    store(flat, value, at + cast(piece * 8, "int64"))
-
-
-class Even(Computing):
-    """Scores of even chunks, left columns of the values."""
-
-    side = 0
-
-    def _walk(self, before: Value) -> None:
-        kernel = self.kernel
-        wgmma.begin()
-        self._add_scores(0, before, clear=True)
-        self._add_scores(1, before, clear=False)
-        wgmma.commit()
-        wgmma.wait(0)
-        wgmma.hold(self.scores, 32)
-        pair = cell("int32", const(0, "int32"))
-        with T.While(get(pair) < kernel.pairs):
-            phase = T.bind(before + get(pair))
-            kernel.known.wait(phase)
-            self._softmax(self.peak)
-            self._tell_top()
-            pass_by(TOP_EVEN, BOTH)
-            self._hold()
-            wgmma.begin()
-            wgmma.weigh(self.out, self.half, self.packed, self.values[0], self.dtype)
-            wgmma.commit()
-            wgmma.wait(0)
-            self._hold()
-            kernel.free[0][0].arrive()
-            meet(TOP_ODD, BOTH)
-            for half in range(2):
-                top = T.bind(self._told_top(half))
-                ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - top)
-                store(self.peak, top, half)
-                store(self.total, load(self.total, half) * load(self.shrink, half), half)
-            wgmma.pack_tile(self.packed, self.scores, self.dtype, 0, self.shrink)
-            wgmma.store_tile(self.packed, kernel.weights[0], kernel.first, self.warp, self.lane)
-            pipeline.fence_tensor()
-            pass_by(WEIGHTS_EVEN, BOTH)
-            meet(WEIGHTS_ODD, BOTH)
-            self._shrink_out()
-            self._hold()
-            wgmma.begin()
-            wgmma.weigh_shared(self.out, self.half, self.others, self.values[1], self.dtype)
-            wgmma.commit()
-            with T.If(get(pair) + 1 < kernel.pairs):
-                with T.Then():
-                    self._add_scores(0, phase + 1, clear=True)
-                    wgmma.commit()
-                    wgmma.wait(1)
-                    kernel.free[1][0].arrive()
-                    self._add_scores(1, phase + 1, clear=False)
-                    wgmma.commit()
-                    wgmma.wait(0)
-                    wgmma.hold(self.scores, 32)
-                with T.Else():
-                    wgmma.wait(0)
-            self._hold()
-            put(pair, get(pair) + 1)
-
-
-class Odd(Computing):
-    """Scores of odd chunks, right columns of the values."""
-
-    side = 1
-
-    def _walk(self, before: Value) -> None:
-        kernel = self.kernel
-        pair = cell("int32", const(0, "int32"))
-        with T.While(get(pair) < kernel.pairs):
-            phase = T.bind(before + get(pair))
-            wgmma.begin()
-            self._add_scores(1, phase, clear=True)
-            self._add_scores(0, phase, clear=False)
-            wgmma.commit()
-            wgmma.wait(0)
-            wgmma.hold(self.scores, 32)
-            kernel.known.wait(phase)
-            meet(TOP_EVEN, BOTH)
-            # Both groups have the scores of their last chunks.
-            with T.If(get(pair) + 1 >= kernel.pairs), T.Then():
-                kernel.query_free.arrive()
-            for half in range(2):
-                store(self.next, self._told_top(half), half)
-            self._softmax(self.next)
-            self._tell_top()
-            pass_by(TOP_ODD, BOTH)
-            self._hold()
-            wgmma.begin()
-            wgmma.weigh(self.out, self.half, self.packed, self.values[1], self.dtype)
-            wgmma.commit()
-            wgmma.store_tile(self.packed, kernel.weights[1], 0, self.warp, self.lane)
-            meet(WEIGHTS_EVEN, BOTH)
-            wgmma.weigh_shared(self.out, self.half, self.others, self.values[0], self.dtype)
-            wgmma.commit()
-            pipeline.fence_tensor()
-            pass_by(WEIGHTS_ODD, BOTH)
-            wgmma.wait(1)
-            with T.If(get(pair) + 1 < kernel.pairs), T.Then():
-                kernel.free[1][1].arrive()
-            wgmma.wait(0)
-            self._hold()
-            kernel.free[0][1].arrive()
-            put(pair, get(pair) + 1)
