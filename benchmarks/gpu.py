@@ -105,6 +105,7 @@ class Call:
         self.lse = torch.full((n_q, heads), float("nan"), device="cuda")
 
     def __call__(self) -> None:
+        """Launch the kernel."""
         self.function(
             self.cu_q, self.cu_k, self.offset, self.index, self.q, self.kv, self.out, self.lse
         )

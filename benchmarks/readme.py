@@ -24,7 +24,7 @@ GPUS = ("sm_80", "sm_90")
 
 def benchmarks() -> Iterator[str]:
     """Yield a table for each file of results."""
-    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+    for path in sorted((ROOT / "benchmarks" / "results").glob("cpu-*.json")):
         report = json.loads(path.read_text())
         m = report["machine"]
         yield (
