@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.launch import FULL, Place, across, sync
@@ -26,11 +27,11 @@ class Block:
         return threads // 32 * 16
 
     @staticmethod
-    def allocate(place: Place, threads: int, pool: object) -> Block:
+    def allocate(place: Place, threads: int, pool: Any) -> Block:
         """Take the shared memory from a pool."""
         warps = threads // 32
-        wide = pool.alloc((warps,), "float64", align=16)  # type: ignore[attr-defined]
-        counts = pool.alloc((2 * warps,), "int32", align=16)  # type: ignore[attr-defined]
+        wide = pool.alloc((warps,), "float64", align=16)
+        counts = pool.alloc((2 * warps,), "int32", align=16)
         return Block(place, threads, wide, counts)
 
     @property
