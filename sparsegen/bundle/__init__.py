@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from sparsegen.bundle.cpp import describe_cpp
 from sparsegen.errors import BundleError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["export", "load"]
 
 RUNNER = "runner"  # the folder of a bundle that holds a copy of sparsegen.runtime.standalone
+CPP = "cpp"  # the folder of the C++ header and its example
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Page:
     dtype: str
     arch: str
     runner: str
+    device: str
     inputs: tuple[tuple[str, str], ...]
     metadata: tuple[str, ...]
     torch: str
@@ -43,12 +46,13 @@ def export(kernel: Kernel, folder: str | Path) -> Path:
 
     The folder, which must be empty or absent, gets the shared library, `manifest.json` (the
     specification, hashes, provenance), `loader.py` with the runner it uses, and a README. The
-    bundle runs with torch and apache-tvm-ffi alone.
+    bundle runs with torch and apache-tvm-ffi alone. That of a CPU kernel has also a C++ header and
+    an example with its CMakeLists.txt, which need apache-tvm-ffi alone.
 
     Raises:
         BundleError: the folder has something in it, or the kernel has no sizes yet.
     """
-    from sparsegen.runtime.standalone.bundle import FORMAT, MANIFEST, digest
+    from sparsegen.runtime.standalone.bundle import FORMAT, MANIFEST, digest, seal
 
     if not hasattr(kernel, "spec"):
         raise BundleError(
@@ -69,11 +73,14 @@ def export(kernel: Kernel, folder: str | Path) -> Path:
     axes = {n.name: " ".join(map(str, n.axes)) for n in plan.program.inputs}
     page = Page(
         name=plan.program.name, layout=plan.binding.layout, dtype=plan.binding.dtype,
-        arch=arch.name, runner=RUNNER, inputs=tuple(axes.items()), metadata=kernel.spec.metadata,
+        arch=arch.name, runner=RUNNER, device=arch.kind, inputs=tuple(axes.items()),
+        metadata=kernel.spec.metadata,
         torch=version("torch"), ffi=version("apache-tvm-ffi"),
     )  # fmt: skip
     for template, name in (("loader.py.j2", "loader.py"), ("bundle_readme.md.j2", "README.md")):
         (root / name).write_text(render(template, page))
+    if arch.kind == "cpu":
+        _write_cpp(root / CPP, kernel, library, page)
     written = sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
     manifest = {
         "format": FORMAT,
@@ -101,8 +108,24 @@ def export(kernel: Kernel, folder: str | Path) -> Path:
             "torch": page.torch,
         },
     }
+    manifest["sha256"] = seal(manifest)
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return root
+
+
+def _write_cpp(folder: Path, kernel: Kernel, library: str, page: Page) -> None:
+    arch = kernel.arch
+    described = describe_cpp(
+        kernel.spec, dtype=page.dtype, arch=arch.name, ffi=page.ffi, library=library,
+        features=tuple(sorted(arch.features - {"cpu"})),
+    )  # fmt: skip
+    folder.mkdir()
+    for template, name in (
+        ("bundle.h.j2", f"{page.name}.h"),
+        ("example.cc.j2", "example.cc"),
+        ("CMakeLists.txt.j2", "CMakeLists.txt"),
+    ):
+        (folder / name).write_text(render(template, described))
 
 
 def load(folder: str | Path) -> Runner:
@@ -126,4 +149,4 @@ def render(template: str, context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(vars(context))
+    return environment.get_template(template).render(vars(context) | {"zip": zip})

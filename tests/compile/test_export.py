@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 import sparsegen as sg
 from sparsegen import patterns
 from sparsegen.errors import BundleError, InputError, UnsupportedError
+from sparsegen.runtime.standalone.bundle import MANIFEST, seal
 
 BARE = """
 import sys
@@ -54,29 +56,77 @@ def test_a_bundle_runs_in_a_bare_process(case: Any, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_damaged_bundles_are_refused(case: Any, tmp_path: Path) -> None:
-    kernel, _ = case
-    folder = sg.export(kernel, tmp_path / "bundle")
-    manifest = folder / "manifest.json"
-    good = manifest.read_text()
-    library = next(folder.glob("*.so"))
+@pytest.fixture(scope="module")
+def exported(case: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sg.export(case[0], tmp_path_factory.mktemp("exported") / "bundle")
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def edit(folder: Path, sealed: bool = True, **change: Any) -> None:
+    """Change the manifest; `sealed` as its author would, who computes its hash again."""
+    path = folder / MANIFEST
+    manifest = {**json.loads(path.read_text()), **change}
+    if sealed:
+        manifest["sha256"] = seal(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def test_damaged_files_are_refused(bundle: Path) -> None:
+    library = next(bundle.glob("*.so"))
     data = library.read_bytes()
     library.write_bytes(data[:-1])
     with pytest.raises(BundleError, match="bytes instead of"):
-        sg.load(folder)
+        sg.load(bundle)
     library.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(BundleError, match="was changed"):
-        sg.load(folder)
-    library.write_bytes(data)
+        sg.load(bundle)
+    library.unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        sg.load(bundle)
+
+
+def test_damaged_manifests_are_refused(bundle: Path) -> None:
+    text = (bundle / MANIFEST).read_text()
+    (bundle / MANIFEST).write_text(text[: len(text) // 2])
+    with pytest.raises(BundleError, match="is not JSON"):
+        sg.load(bundle)
+    (bundle / MANIFEST).write_text(text)
+    spec = json.loads(text)["spec"]
+    edit(bundle, sealed=False, spec={**spec, "page": 7})
+    with pytest.raises(BundleError, match=r"content of manifest\.json was changed"):
+        sg.load(bundle)
+    (bundle / MANIFEST).unlink()
+    with pytest.raises(BundleError, match="is no bundle"):
+        sg.load(bundle)
+
+
+def test_foreign_bundles_are_refused(bundle: Path) -> None:
+    library = json.loads((bundle / MANIFEST).read_text())["libraries"][0]
+    files = json.loads((bundle / MANIFEST).read_text())["files"]
     for change, message in (
         ({"format": 99}, "bundle format 99"),
-        ({"libraries": [{**json.loads(good)["libraries"][0], "features": ["nope"]}]}, "needs nope"),
+        ({"libraries": [{**library, "features": ["nope"]}]}, "needs nope"),
+        ({"libraries": [{**library, "machine": "riscv64"}]}, "is for riscv64, this is"),
+        ({"libraries": [{**library, "file": "../../x.so"}]}, "a file outside its folder"),
+        ({"files": [{**files[0], "path": "/etc/passwd"}]}, "a file outside its folder"),
+        ({"requires": {"tvm_ffi": "9.9.9"}}, r"needs apache-tvm-ffi 9\.9\.9"),
+        ({"files": 3}, "misses or mistypes a field"),
     ):
-        manifest.write_text(json.dumps({**json.loads(good), **change}))
+        good = (bundle / MANIFEST).read_text()
+        edit(bundle, **change)
         with pytest.raises(BundleError, match=message):
-            sg.load(folder)
+            sg.load(bundle)
+        (bundle / MANIFEST).write_text(good)
+    sg.load(bundle)
+
+
+def test_a_bundle_needs_an_empty_folder(case: Any, bundle: Path) -> None:
     with pytest.raises(BundleError, match="not an empty folder"):
-        sg.export(kernel, folder)
+        sg.export(case[0], bundle)
 
 
 def test_bad_calls_say_what_is_wrong(case: Any) -> None:

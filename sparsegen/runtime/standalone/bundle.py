@@ -1,6 +1,7 @@
 """Open a bundle: refuse what is damaged, foreign or of another version, before anything is loaded.
 
-Nothing in a bundle is unpickled, and no file outside its folder is read.
+Nothing in a bundle is unpickled, and no file outside its folder is read. The hashes find accidents,
+not an author who computes them again: load bundles of people you trust, as any library.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from .errors import Errors
 from .spec import Spec, runs
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -37,6 +38,12 @@ class Bundle:
 def digest(path: Path) -> str:
     """Return the sha256 of a file, in hexadecimal."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the sha256 of everything else a manifest says, in its canonical JSON."""
+    rest = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def open_bundle(folder: str | Path, errors: Errors) -> Bundle:
@@ -81,6 +88,8 @@ def _read_manifest(root: Path, errors: Errors) -> Mapping[str, Any]:
             f"{root} has bundle format {manifest.get('format')!r}, this loader reads {FORMAT}",
             hint="export the kernel again, or use the loader inside the bundle",
         )
+    if manifest.get("sha256") != seal(manifest):
+        raise _altered(root, f"the content of {MANIFEST} was changed", errors)
     return manifest
 
 
