@@ -15,13 +15,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sparsegen.codegen.cpu.lists import TokenLists
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence
-from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, Even, Odd
+from sparsegen.codegen.gpu.launch import across
+from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
+from sparsegen.codegen.gpu.pipeline import GROUP, Barrier, meet
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
@@ -31,6 +33,7 @@ from sparsegen.codegen.tvm import (
     cast,
     const,
     load,
+    maximum,
     minimum,
     scratch,
     select,
@@ -122,7 +125,10 @@ class ListedKernel:
         self.top = pool.alloc((ROWS,), "float32", align=16)
         self.sums = pool.alloc((2 * ROWS,), "float32", align=16)
         self.bias = pool.alloc((2 * ROWS,), "float32", align=16)
-        self.query_ready, self.query_free = (Barrier.allocate(pool, GROUP) for _ in range(2))
+        self.last = pool.alloc((4,), "int32", align=16)
+        self.steps = pool.alloc((1,), "int32", align=16)
+        self.query_ready = Barrier.allocate(pool, GROUP + 1)
+        self.query_free = Barrier.allocate(pool, GROUP)
         # By buffer, then by half of the columns.
         self.ready, self.free = (
             [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
@@ -135,7 +141,7 @@ class ListedKernel:
         ]  # fmt: skip
 
     def each_tile(self, body: Any) -> None:
-        """Emit a loop over the tiles of this block: body(tile, number of pairs before it)."""
+        """Emit a loop over the tiles of this block: body(tile, number of tiles before it)."""
         tile, turn = cell("int32", self.block), cell("int32", const(0, "int32"))
         with T.While(get(tile) < self.count):
             body(T.bind(get(tile)), T.bind(get(turn)))
@@ -145,6 +151,7 @@ class ListedKernel:
     # --- the gathering group --------------------------------------------------------------------
 
     def _gather(self) -> None:
+        self.done = cell("int32", const(0, "int32"))
         self.each_tile(self._gather_tile)
         ptx("cp.async.wait_all")
 
@@ -172,7 +179,12 @@ class ListedKernel:
         found = view.list_of(listed.member, i, const(0, "int32"))
         # Eight neighbouring threads copy a row, 16 bytes each.
         lane, first = T.bind(self.thread % 8), T.bind(self.thread // 8)
+        pairs = self._pairs_of(found, bounds)
         self.query_free.wait(turn - 1)
+        # Computing groups have read the number for the tile before when they free its queries.
+        with T.If(self.thread < 1), T.Then():
+            store(self.steps, pairs, 0)
+            self.query_ready.arrive()
         self._copy_queries(token, T.bind(tile % self.groups * ROWS), first, lane)
         self.query_ready.arrive_after_copies()
         slots = scratch(8, "int32")
@@ -185,7 +197,8 @@ class ListedKernel:
 
         fetch(const(0, "int32"))
         pair = cell("int32", const(0, "int32"))
-        with T.While(get(pair) < self.pairs):
+        before = T.bind(get(self.done))
+        with T.While(get(pair) < pairs):
             rows, sizes = scratch(8, "int64"), scratch(8, "uint32")
             for n in range(8):
                 x = T.bind(load(slots, n))
@@ -193,9 +206,9 @@ class ListedKernel:
                 key = T.bind(select(there, x, const(0, "int32")))
                 store(rows, sequence.row(self.source.k.rows, key), n)
                 store(sizes, select(there, const(16, "uint32"), const(0, "uint32")), n)
-            with T.If(get(pair) + 1 < self.pairs), T.Then():
+            with T.If(get(pair) + 1 < pairs), T.Then():
                 fetch(get(pair) + 1)
-            phase = T.bind(turn * self.pairs + get(pair) - 1)
+            phase = T.bind(before + get(pair) - 1)
             # In the order in which the computing groups let go of them.
             for buffer, half in ((0, 0), (1, 1), (0, 1), (1, 0)):
                 self.free[buffer][half].wait(phase)
@@ -209,6 +222,33 @@ class ListedKernel:
                     store(self.bias, seen, n * 16 + first)
                 self.known.arrive()
             put(pair, get(pair) + 1)
+        put(self.done, before + pairs)
+
+    def _pairs_of(self, found: TokenLists, bounds: Bounds) -> Value:
+        """Return the pairs of chunks up to the last slot that holds a key; 1 if none does."""
+        last = cell("int32", const(1, "int32"))
+        start = cell("int32", const(0, "int32"))
+        with T.While(get(start) < self.pairs):
+            # Loads come before their first use, so that they wait together.
+            items = scratch(16, "int32")
+            for n in range(16):
+                slot = (get(start) + n) * (2 * ROWS) + self.thread
+                x = found.item(const(0, "int32"), minimum(slot, found.width - 1))
+                store(items, x, n)
+            for n in range(16):
+                x, pair = load(items, n), get(start) + n
+                there = T.And(pair < self.pairs, T.And(x >= bounds.lo, x < bounds.hi))
+                with T.If(there), T.Then():
+                    put(last, pair + 1)
+            put(start, get(start) + 16)
+        most = across(get(last), maximum)
+        with T.If(self.lane < 1), T.Then():
+            store(self.last, most, self.warp)
+        meet(SCAN, GROUP)
+        result = cell("int32", load(self.last, 0))
+        for n in range(1, 4):
+            put(result, maximum(get(result), load(self.last, n)))
+        return T.bind(get(result))
 
     def _copy_row(
         self, buffer: int, half: int, n: int, first: Value, lane: Value, rows: Memory,

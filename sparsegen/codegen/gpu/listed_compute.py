@@ -33,8 +33,9 @@ BOTH = 2 * GROUP
 NEVER = float("-inf")
 LOW = -1e30  # a maximum before any score
 LN2 = 0.6931471805599453
-# Named barriers: the maximum of even and of odd, their weights, their sums, their outputs.
-TOP_EVEN, TOP_ODD, WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT = 1, 2, 3, 4, 5, 6
+# Named barriers: the maximum of even and of odd, their weights, their sums, their outputs
+# (one each), and the end of a list.
+TOP_EVEN, TOP_ODD, WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN = 1, 2, 3, 4, 5, 6, 8
 
 
 class Computing:
@@ -60,6 +61,7 @@ class Computing:
 
     def run(self) -> None:
         """Emit the loop over the tiles."""
+        self.done = cell("int32", const(0, "int32"))
         self.kernel.each_tile(self._tile)
 
     def _tile(self, tile: Value, turn: Value) -> None:
@@ -69,7 +71,11 @@ class Computing:
             store(self.peak, const(LOW, "float32"), half)
             store(self.total, const(0.0, "float32"), half)
         self.kernel.query_ready.wait_tensor(turn)
-        self._walk(T.bind(turn * self.kernel.pairs))
+        pairs = cell("int32", load(self.kernel.steps, 0))
+        self.pairs = T.bind(get(pairs))
+        before = T.bind(get(self.done))
+        self._walk(before)
+        put(self.done, before + self.pairs)
         self._finish(tile)
 
     def _walk(self, before: Value) -> None:
@@ -199,7 +205,7 @@ class Even(Computing):
         wgmma.wait(0)
         wgmma.hold(self.scores, 32)
         pair = cell("int32", const(0, "int32"))
-        with T.While(get(pair) < kernel.pairs):
+        with T.While(get(pair) < self.pairs):
             phase = T.bind(before + get(pair))
             kernel.known.wait(phase)
             self._softmax(self.peak)
@@ -228,7 +234,7 @@ class Even(Computing):
             wgmma.begin()
             wgmma.weigh_shared(self.out, self.half, self.others, self.values[1], self.dtype)
             wgmma.commit()
-            with T.If(get(pair) + 1 < kernel.pairs):
+            with T.If(get(pair) + 1 < self.pairs):
                 with T.Then():
                     self._add_scores(0, phase + 1, clear=True)
                     wgmma.commit()
@@ -252,7 +258,7 @@ class Odd(Computing):
     def _walk(self, before: Value) -> None:
         kernel = self.kernel
         pair = cell("int32", const(0, "int32"))
-        with T.While(get(pair) < kernel.pairs):
+        with T.While(get(pair) < self.pairs):
             phase = T.bind(before + get(pair))
             wgmma.begin()
             self._add_scores(1, phase, clear=True)
@@ -263,7 +269,7 @@ class Odd(Computing):
             kernel.known.wait(phase)
             meet(TOP_EVEN, BOTH)
             # Both groups have the scores of their last chunks.
-            with T.If(get(pair) + 1 >= kernel.pairs), T.Then():
+            with T.If(get(pair) + 1 >= self.pairs), T.Then():
                 kernel.query_free.arrive()
             for half in range(2):
                 store(self.next, self._told_top(half), half)
@@ -281,7 +287,7 @@ class Odd(Computing):
             pipeline.fence_tensor()
             pass_by(WEIGHTS_ODD, BOTH)
             wgmma.wait(1)
-            with T.If(get(pair) + 1 < kernel.pairs), T.Then():
+            with T.If(get(pair) + 1 < self.pairs), T.Then():
                 kernel.free[1][1].arrive()
             wgmma.wait(0)
             self._hold()
