@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +77,20 @@ def one_sequence(name: str, config: Config, dtype: torch.dtype, seed: int = 0) -
     options = {"dtype": name_of(dtype), "sizes": letters(program, dict(config.sizes))}
     want = listed(sg.reference(program, as_numpy(inputs)))
     return Case(program, options, inputs, {}, want)
+
+
+def poisoned(
+    name: str, config: Config, dtype: torch.dtype, value: float, roles: Sequence[str] = ("key",)
+) -> Case:
+    """Return a case in which a row of every tensor on these axes is NaN or infinite."""
+    case = one_sequence(name, config, dtype)
+    for node in case.program.inputs:
+        rows = case.inputs[node.name]
+        if role_of(case.program, node) in roles and rows.is_floating_point():
+            rows[len(rows) * 2 // 3] = value
+    with np.errstate(all="ignore"):
+        want = listed(sg.reference(case.program, as_numpy(case.inputs)))
+    return Case(case.program, case.options, case.inputs, {}, want)
 
 
 def batch(

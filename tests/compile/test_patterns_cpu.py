@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sparsegen import patterns
 from sparsegen.patterns import Config
-from tests.harness import UNPAGED, Case, batch, listed, one_sequence
+from tests.harness import UNPAGED, Case, batch, listed, one_sequence, poisoned
 
 # Inputs are rounded before both sides read them, so what is left is fp32 accumulation and the
 # rounding of the output: half a unit in the last place of the dtype.
@@ -52,6 +52,13 @@ def check(case: Case) -> None:
 @pytest.mark.parametrize(("name", "config"), CASES)
 def test_one_sequence(name: str, config: Config) -> None:
     check(one_sequence(name, config, torch.float32))
+
+
+@pytest.mark.parametrize("roles", [("key",), ("query",)], ids=lambda r: r[0])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", patterns.names())
+def test_a_row_reaches_only_who_sees_it(name: str, value: float, roles: tuple[str, ...]) -> None:
+    check(poisoned(name, patterns.configs(name, test=True)[0], torch.float32, value, roles))
 
 
 @pytest.mark.parametrize(("name", "dtype"), NARROW)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from sparsegen import patterns
 from sparsegen.patterns import Config
-from tests.harness import UNPAGED, Case, batch, listed, one_sequence
+from tests.harness import UNPAGED, Case, batch, listed, one_sequence, poisoned
 
 pytestmark = pytest.mark.gpu
 
@@ -173,22 +173,7 @@ def test_longer(name: str) -> None:
 def test_a_hidden_row_reaches_no_output(name: str, value: float) -> None:
     """Make a row of every tensor on the key axis infinite or NaN: who does not see it is finite."""
     config = patterns.configs(name, test=True)[0]
-    case = poisoned(name, config, value)
-    check(case, 2)
-
-
-def poisoned(name: str, config: Config, value: float) -> Case:
-    from sparsegen import reference
-    from tests.harness import as_numpy, role_of
-
-    case = one_sequence(name, config, torch.bfloat16)
-    for node in case.program.inputs:
-        if role_of(case.program, node) == "key" and case.inputs[node.name].is_floating_point():
-            rows = case.inputs[node.name]
-            rows[len(rows) * 2 // 3] = value
-    with np.errstate(all="ignore"):
-        want = listed(reference(case.program, as_numpy(case.inputs)))
-    return Case(case.program, case.options, case.inputs, {}, want)
+    check(poisoned(name, config, torch.bfloat16, value), 2)
 
 
 @settings(max_examples=60)

@@ -28,6 +28,7 @@ from sparsegen.codegen.tvm import (
     load,
     maximum,
     minimum,
+    select,
     store,
 )
 from sparsegen.ir.expr import (
@@ -211,7 +212,14 @@ class Pass(View):
             with T.If(masked), T.Then():
                 attention.rewrite(state, slots, visible(sub))
         factors = attention.softmax(state, sub, slots, rate, arch)
-        attention.values(state, feed.segments(source.v), factors, sub, slots)
+        attention.values(
+            state,
+            feed.segments(source.v),
+            factors,
+            sub,
+            slots,
+            masked if visible is not None else None,
+        )
 
     def _mod(self, chunk: Chunk, sub: Value) -> Rule:
         width, task = self.tile.width, self.task
@@ -225,7 +233,9 @@ class Pass(View):
             result = broadcast(emit(self._closed(task.mod, {}), env), width)
             if not str(result.ty).startswith("float32"):
                 result = cast(result, "float32")
-            return maximum(result, const(HIDDEN, "float32", width))
+            # Not `maximum`, which loses NaN.
+            hidden = const(HIDDEN, "float32", width)
+            return select(result < hidden, hidden, result)
 
         return rule
 

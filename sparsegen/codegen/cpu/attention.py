@@ -191,20 +191,39 @@ def softmax(state: State, sub: Value, slots: Slots, rate: float, arch: Arch) -> 
 
 
 def values(
-    state: State, segments: Sequence[Segment], factors: list[Memory], sub: Value, slots: Slots
+    state: State,
+    segments: Sequence[Segment],
+    factors: list[Memory],
+    sub: Value,
+    slots: Slots,
+    masked: Value | None,
 ) -> None:
-    """Add the weighted values of `slots` to what was summed before times `factors`."""
-    block = state.blocking
-    start = 0
-    for segment in segments:
-        whole = segment.size // block.dims
-        with T.serial(whole) as group:
-            _values(state, segment, group * block.dims, start, block.dims, factors, sub, slots)
-        rest = segment.size - whole * block.dims
-        if rest:
-            first = const(whole * block.dims, "int32")
-            _values(state, segment, first, start, rest, factors, sub, slots)
-        start += segment.size
+    """Add the weighted values of `slots` to what was summed before times `factors`.
+
+    Args:
+        masked: whether some row does not see some slot; None if every row sees all.
+    """
+
+    def add(hides: bool) -> None:
+        dims, start = state.blocking.dims, 0
+        for segment in segments:
+            whole = segment.size // dims
+            with T.serial(whole) as group:
+                _values(state, segment, group * dims, start, dims, factors, sub, slots, hides)
+            rest = segment.size - whole * dims
+            if rest:
+                first = const(whole * dims, "int32")
+                _values(state, segment, first, start, rest, factors, sub, slots, hides)
+            start += segment.size
+
+    if masked is None:
+        add(hides=False)
+        return
+    with T.If(masked):
+        with T.Then():
+            add(hides=True)
+        with T.Else():
+            add(hides=False)
 
 
 def _values(
@@ -216,6 +235,7 @@ def _values(
     factors: list[Memory],
     sub: Value,
     slots: Slots,
+    hides: bool,
 ) -> None:
     tile, width, vectors = state.tile, state.tile.width, state.tile.vectors
     acc = accumulators(dims * vectors, width)
@@ -223,6 +243,7 @@ def _values(
     for n, a in enumerate(acc):
         old = load(state.out, at + n * width, lanes=width)
         store(a, old * load(factors[n % vectors], 0, lanes=width), 0)
+    zero = const(0.0, "float32", width)
     with slots.loop() as slot:
         base = T.bind(segment.base(slot) + first)
         weights = [
@@ -233,7 +254,11 @@ def _values(
             value = spread(load(segment.memory, base + d), width)
             for v, weight in enumerate(weights):
                 a = acc[d * vectors + v]
-                store(a, load(a, 0, lanes=width) + weight * value, 0)
+                old = load(a, 0, lanes=width)
+                more = old + weight * value
+                # A value that a row does not see may be NaN, and 0 * NaN is no 0. (A weight that is
+                # NaN itself makes the total NaN, and so the row.)
+                store(a, select(weight > zero, more, old) if hides else more, 0)
     for n, a in enumerate(acc):
         store(state.out, load(a, 0, lanes=width), at + n * width)
 
@@ -260,7 +285,7 @@ def finish(
             above = (sink(at) - peak) * const(LOG2E, "float32", width)
             whole = T.bind(total + exp2(above, arch))
         one = const(1.0, "float32", width)
-        seen = total > zero
-        store(scale, select(seen, one / select(seen, whole, one), zero), at)
-        store(lse, select(seen, peak + log(total), const(-float("inf"), "float32", width)), at)
+        empty = total == zero  # not of a NaN
+        store(scale, select(empty, zero, one / select(empty, one, whole)), at)
+        store(lse, select(empty, const(-float("inf"), "float32", width), peak + log(total)), at)
     return scale, lse
