@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 import sparsegen as sg
+from benchmarks.ceiling import ceiling
 from benchmarks.workloads import WORKLOADS, Workload
 
 OURS = "sparsegen"
@@ -53,8 +54,13 @@ def main() -> None:
     if args.memory:
         print(peak_bytes(*args.memory))
         return
+    before = ceiling(args.threads)
     rows = [measure(w, args.rounds) for w in WORKLOADS if args.only in w.name]
-    report = {"machine": machine(args.threads), "workloads": rows}
+    report = {
+        "machine": machine(args.threads),
+        "ceiling": {"before": before, "after": ceiling(args.threads)},
+        "workloads": rows,
+    }
     show(report)
     out = args.out or RESULTS / f"cpu-{report['machine']['arch']}-{args.threads}threads.json"
     if not args.only or args.out:
