@@ -61,11 +61,34 @@ def benchmarks() -> Iterator[str]:
                     f"{needed:.0f} GFLOP/s, {needed / fma:.0%} of the peak;"
                 )
         yield "what is not named here has it."
+    for path in sorted(results.glob("gpu-*.json")):
+        yield ""
+        yield from on_gpu(path)
     for path in sorted(results.glob("overhead-*.json")):
         report = json.loads(path.read_text())
         cost = report["microseconds"]["overhead"]["median"]
         yield ""
         yield f"A call costs {cost:.1f} us beside its kernel: {made(path, report['machine'])}."
+
+
+def on_gpu(path: Path) -> Iterator[str]:
+    """Yield the table of a file of results of `benchmarks.gpu`."""
+    report = json.loads(path.read_text())
+    yield (
+        f"{report['machine']}, torch {report['torch']}, {report['date']}, "
+        f"[{path.name}]({path.relative_to(ROOT)}): the attend task of DSA in bfloat16, 4096 "
+        "queries, top-k 2048, d 576/512, medians of a sustained run with the L2 cache overwritten. "
+        "FLOPs of padding do not count; the ceiling is torch's product of two 8192 x 8192 "
+        "matrices, in the same run."
+    )
+    yield ""
+    yield "| heads | keys | padding | ms | TFLOP/s | share of the ceiling |"
+    yield "|--:|--:|--:|--:|--:|--:|"
+    for r in report["workloads"]:
+        yield (
+            f"| {r['heads']} | {r['keys']} | {r['padding']:.0%} | {r['ms']:.2f} "
+            f"| {r['tflops']:.0f} | {r['share']:.0%} |"
+        )
 
 
 def made(path: Path, machine: dict[str, str]) -> str:

@@ -1,10 +1,10 @@
 """DeepSeek Sparse Attention from five lines to a bundle that needs no compiler.
 
-    python examples/dsa_story.py [--queries 64] [--keys 8192] [--out DIR]
+    python examples/dsa_story.py [--queries 64] [--keys 8192] [--budget 45] [--out DIR]
 
-Defines the pattern, runs it as a PyTorch op, compares it with the float64 reference and with the
-best torch formulation found, exports it, and runs the bundle in a process that can import neither
-sparsegen nor TVM.
+Defines the pattern, explains what it becomes and costs, tunes it for this processor, runs it as a
+PyTorch op, compares it with the float64 reference and with the best torch formulation found,
+exports it, and runs the bundle in a process that can import neither sparsegen nor TVM.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=8192)
     parser.add_argument("--heads", type=int, default=128)
     parser.add_argument("--topk", type=int, default=2048)
+    parser.add_argument("--budget", type=float, default=45, help="seconds of tuning")
     parser.add_argument("--out", type=Path, default=None, help="folder for the bundle")
     args = parser.parse_args()
     T, S, H = args.queries, args.keys, args.heads
@@ -78,7 +79,16 @@ def main() -> None:
     program = dsa.trace(topk=args.topk)
     print(program, f"\n  hash {program.hash}")
 
-    title("2. A PyTorch op")
+    title("2. What it becomes, and what that costs")
+    lengths = {"T": T, "S": S}
+    print(sg.explain(dsa, target="cpu", sizes={**sizes, **lengths}, topk=args.topk))
+
+    title(f"3. Tuned for this processor in {args.budget:g} s")
+    print(
+        sg.tune(dsa, target="cpu", sizes={**sizes, **lengths}, budget=args.budget, topk=args.topk)
+    )
+
+    title("4. A PyTorch op")
     kernel = sg.compile(dsa, target="cpu", sizes=sizes, topk=args.topk)
     generator = torch.Generator().manual_seed(0)
     shapes = {
@@ -91,7 +101,7 @@ def main() -> None:
     want = torch.from_numpy(sg.reference(program, {n: t.numpy() for n, t in inputs.items()}))
     print(f"largest difference from the float64 reference: {(out - want).abs().max():.2e}")
 
-    title("3. Side by side with torch, same process, same inputs, median")
+    title("5. Side by side with torch, same process, same inputs, median")
     ours = median_ms(lambda: kernel(**inputs))
     print(f"{'sparsegen':48s} {ours:9.1f} ms")
     best = float("inf")
@@ -102,7 +112,7 @@ def main() -> None:
         print(f"{name:48s} {ms:9.1f} ms   {ms / ours:5.2f}x   differs by {difference:.1e}")
     print(f"sparsegen is {best / ours:.2f}x as fast as the best of them")
 
-    title("4. Exported, and run where neither TVM nor sparsegen can be imported")
+    title("6. Exported, and run where neither TVM nor sparsegen can be imported")
     folder = args.out or Path(tempfile.mkdtemp(prefix="dsa-bundle-"))
     sg.export(kernel, folder)
     for path in sorted(folder.rglob("*")):
