@@ -11,8 +11,8 @@ import torch
 import sparsegen as sg
 from sparsegen import patterns
 from tests.emulator import emulated
-from tests.gpu.test_patterns_gpu import guarded, poisoned, verify
-from tests.harness import Case, as_numpy, batch, listed, one_sequence
+from tests.gpu.test_patterns_gpu import guarded, verify
+from tests.harness import Case, as_numpy, batch, listed, one_sequence, poisoned
 
 
 def check(case: Case) -> None:
@@ -30,7 +30,7 @@ def test_one_sequence(name: str) -> None:
 @pytest.mark.parametrize("name", patterns.names())
 def test_what_is_not_finite_reaches_those_who_see_it(name: str) -> None:
     for value in (math.nan, math.inf, -math.inf):
-        check(poisoned(name, patterns.configs(name, test=True)[0], value))
+        check(poisoned(name, patterns.configs(name, test=True)[0], torch.bfloat16, value))
 
 
 @pytest.mark.parametrize("layout", ["ragged", "paged"])
