@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -59,8 +60,8 @@ def ceiling(threads: int, tries: int = 7) -> dict[str, float]:
     }
 
 
-def seconds(function: object) -> float:
+def seconds(function: Callable[[], object]) -> float:
     """Return how long a call takes."""
     start = time.perf_counter()
-    function()  # type: ignore[operator]
+    function()
     return time.perf_counter() - start

@@ -64,8 +64,10 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
                 return "operands need a conversion on their way into shared memory"
             if part.size % 64 or part.start % 8 or part.buffer.shape[-1] % 8:
                 return "parts of queries and keys are no multiples of 64 elements"
-    if source.v.dim % 128 or source.v.dim > 512:
-        return f"values of {source.v.dim} elements; it takes multiples of 128 up to 512"
+    if source.v.dim != 512:
+        return f"values of {source.v.dim} elements: only 512 have been checked on a GPU"
+    if task.sink is not None or task.paged or len(task.q.parts) + len(source.k.parts) > 2:
+        return "sinks, pages and joined operands have not been checked on a GPU"
     if shared_bytes(task) > arch.shared_bytes:
         return f"{shared_bytes(task)} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
     return None

@@ -42,8 +42,8 @@ class Case:
 
     def to(self, device: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         """Return inputs and metadata on a device."""
-        moved = ({n: x.to(device) for n, x in d.items()} for d in (self.inputs, self.call))
-        return tuple(moved)  # type: ignore[return-value]
+        inputs, call = ({n: x.to(device) for n, x in d.items()} for d in (self.inputs, self.call))
+        return inputs, call
 
 
 def inputs_of(program: Program, sizes: dict[str, int], dtype: torch.dtype, seed: int = 0) -> Any:

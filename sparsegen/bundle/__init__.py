@@ -117,7 +117,7 @@ def _write_cpp(folder: Path, kernel: Kernel, library: str, page: Page) -> None:
     arch = kernel.arch
     described = describe_cpp(
         kernel.spec, dtype=page.dtype, arch=arch.name, ffi=page.ffi, library=library,
-        features=tuple(sorted(arch.features - {"cpu"})),
+        features=tuple(sorted(arch.features)),
     )  # fmt: skip
     folder.mkdir()
     for template, name in (

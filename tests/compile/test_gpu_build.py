@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from sparsegen.codegen import tvm
 from sparsegen.codegen.gpu.build import code_options, run, toolkit
 from sparsegen.errors import CompileError
 from sparsegen.lowering.binding import Binding
+from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.resolve import sizes_of
 from sparsegen.runtime import catalog
 from tests.harness import letters
@@ -64,7 +66,7 @@ def test_resources(
     said = run([*options, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin)], source.name)
     code = f"--gpu-architecture=compute_{gpu.target['arch'].removeprefix('sm_')}"
     run([str(kit.nvcc), code, *options[3:], "-ptx", str(source), "-o", str(ptx)], source.name)
-    lines, shared = [], launches(plan, choices, gpu, modules)
+    lines, shared = [], launches(gpu, modules)
     for kernel, used in resources(said).items():
         # A few values that wait for the outputs may be spilled, where 512 columns take registers.
         assert used["spill"] <= SPILLS, f"{kernel} spills {used['spill']} bytes"
@@ -78,7 +80,7 @@ def test_resources(
         snapshot("\n".join(sorted(lines)))
 
 
-def chosen(name: str, config: str, gpu: arch.Arch):  # type: ignore[no-untyped-def]
+def chosen(name: str, config: str, gpu: arch.Arch) -> tuple[Plan, tuple[catalog.Choice, ...]]:
     """Return the plan of a published shape in bfloat16, and the schedules of its tasks."""
     shape = next(c for c in patterns.configs(name) if c.name == config)
     program = patterns.load(name).trace(**shape.hyper)
@@ -87,7 +89,7 @@ def chosen(name: str, config: str, gpu: arch.Arch):  # type: ignore[no-untyped-d
     return plan, catalog.choose_all(plan.tasks, gpu)
 
 
-def launches(plan, choices, gpu, modules) -> dict[str, int]:  # type: ignore[no-untyped-def]
+def launches(gpu: arch.Arch, modules: list[Any]) -> dict[str, int]:
     """Return the dynamic shared memory that each kernel is launched with."""
     text = tvm.cuda_source(tvm.merge(modules), gpu)
     found, start = {}, 0

@@ -10,11 +10,12 @@ import torch
 
 import sparsegen as sg
 from sparsegen import patterns
+from sparsegen.runtime.standalone.checks import leading
 
 
-def kernel_of(name: str, layout: str = "sequence", config: int = 0) -> tuple[Any, dict[str, int]]:
+def kernel_of(name: str, layout: str = "sequence", config: int = 0) -> Any:
     found = patterns.configs(name, test=True)[config]
-    kernel = sg.compile(
+    return sg.compile(
         name,
         target="cpu",
         layout=layout,
@@ -22,7 +23,6 @@ def kernel_of(name: str, layout: str = "sequence", config: int = 0) -> tuple[Any
         sizes={k: v for k, v in found.sizes.items() if k not in "TS"},
         **found.hyper,
     )
-    return kernel, dict(found.sizes)
 
 
 def tensors(kernel: Any, **extents: int) -> list[torch.Tensor]:
@@ -30,16 +30,9 @@ def tensors(kernel: Any, **extents: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for tensor in kernel.spec.inputs:
-        names = () if tensor.space == "none" else leading(kernel, tensor)
-        shape = (*(extents[n] for n in names), *tensor.shape)
+        shape = (*(extents[n] for n in leading(kernel.spec, tensor)), *tensor.shape)
         made.append(torch.randn(shape, generator=generator))
     return made
-
-
-def leading(kernel: Any, tensor: Any) -> tuple[str, ...]:
-    from sparsegen.runtime.standalone.checks import leading
-
-    return leading(kernel.spec, tensor)
 
 
 def int32(values: Any) -> torch.Tensor:
@@ -65,7 +58,7 @@ CALLS: dict[str, tuple[str, dict[str, int], tuple[Any, ...]]] = {
 @pytest.mark.parametrize("layout", CALLS)
 @pytest.mark.parametrize("name", ["dsa", "sliding_window", "snapkv"])
 def test_opcheck(name: str, layout: str) -> None:
-    kernel, _ = kernel_of(name, layout)
+    kernel = kernel_of(name, layout)
     how, extents, metadata = CALLS[layout]
     assert how == layout
     torch.library.opcheck(kernel.op, (*tensors(kernel, **extents), *metadata))
@@ -73,7 +66,7 @@ def test_opcheck(name: str, layout: str) -> None:
 
 @pytest.mark.parametrize("name", ["dsa", "sliding_window", "nsa"])
 def test_one_graph_serves_all_lengths(name: str) -> None:
-    kernel, _ = kernel_of(name)
+    kernel = kernel_of(name)
     graphs = []
 
     def backend(graph: Any, _: Any) -> Any:
@@ -92,7 +85,7 @@ def test_one_graph_serves_all_lengths(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dsa", "sliding_window"])
 def test_export_with_dynamic_lengths(name: str) -> None:
-    kernel, _ = kernel_of(name)
+    kernel = kernel_of(name)
 
     class Module(torch.nn.Module):
         def forward(self, inputs: list[torch.Tensor]) -> Any:
@@ -101,7 +94,7 @@ def test_export_with_dynamic_lengths(name: str) -> None:
     queries, keys = torch.export.Dim("T", min=2, max=512), torch.export.Dim("S", min=2, max=512)
     sequence = {kernel.spec.query: queries, kernel.spec.key: keys}
     shapes = [
-        {0: sequence[leading(kernel, t)[0]]} if t.space != "none" else None
+        {0: sequence[leading(kernel.spec, t)[0]]} if t.space != "none" else None
         for t in kernel.spec.inputs
     ]
     exported = torch.export.export(
@@ -112,13 +105,13 @@ def test_export_with_dynamic_lengths(name: str) -> None:
 
 
 def test_the_operator_of_a_bundle(tmp_path: Any) -> None:
-    kernel, _ = kernel_of("dsa")
+    kernel = kernel_of("dsa")
     loaded = sg.load(sg.export(kernel, tmp_path / "bundle"))
     torch.library.opcheck(loaded.op, (*tensors(kernel, T=7, S=23), None, None))
 
 
 def test_calls_that_do_not_fit() -> None:
-    kernel, _ = kernel_of("causal")
+    kernel = kernel_of("causal")
     q, k, v = tensors(kernel, T=7, S=23)
     memory = ctypes.create_string_buffer(q.numel() * 4 + 8)
     start = ctypes.addressof(memory) % 4 + 1
@@ -148,7 +141,7 @@ def test_calls_that_do_not_fit() -> None:
     ],
 )
 def test_ragged_metadata_that_does_not_fit(change: dict[str, Any], message: str) -> None:
-    kernel, _ = kernel_of("causal", "ragged")
+    kernel = kernel_of("causal", "ragged")
     good = {"cu_seqlens_q": int32([0, 2, 2, 9]), "cu_seqlens_k": int32([0, 9, 11, 31])}
     inputs = tensors(kernel, T=9, S=31)
     kernel(*inputs, **good)
@@ -167,7 +160,7 @@ def test_ragged_metadata_that_does_not_fit(change: dict[str, Any], message: str)
     ],
 )
 def test_paged_metadata_that_does_not_fit(change: dict[str, Any], message: str) -> None:
-    kernel, _ = kernel_of("causal", "paged")
+    kernel = kernel_of("causal", "paged")
     cu_q, lengths, table, *_ = CALLS["paged"][2]
     good = {"cu_seqlens_q": cu_q, "seqlens_k": lengths, "page_table": table}
     inputs = tensors(kernel, T=5, pages=6, page=8)
