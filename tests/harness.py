@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 import sparsegen as sg
-from sparsegen import Program, patterns
+from sparsegen import Pattern, Program, patterns
 from sparsegen.ir.axes import Entries
 from sparsegen.ir.expr import Pos, walk
 from sparsegen.oracle.batch import join
@@ -70,9 +70,17 @@ def name_of(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def one_sequence(name: str, config: Config, dtype: torch.dtype, seed: int = 0) -> Case:
+def traced(pattern: str | Pattern, config: Config) -> Program:
+    """Return the program of a pattern, or of the shipped pattern of that name."""
+    found = patterns.load(pattern) if isinstance(pattern, str) else pattern
+    return found.trace(**config.hyper)
+
+
+def one_sequence(
+    pattern: str | Pattern, config: Config, dtype: torch.dtype, seed: int = 0
+) -> Case:
     """Return a call of one sequence of a configuration's sizes."""
-    program = patterns.load(name).trace(**config.hyper)
+    program = traced(pattern, config)
     inputs = inputs_of(program, dict(config.sizes), dtype, seed)
     options = {"dtype": name_of(dtype), "sizes": letters(program, dict(config.sizes))}
     want = listed(sg.reference(program, as_numpy(inputs)))
@@ -94,7 +102,7 @@ def poisoned(
 
 
 def batch(
-    name: str,
+    pattern: str | Pattern,
     config: Config,
     layout: str,
     lengths: list[tuple[int, int]],
@@ -109,7 +117,7 @@ def batch(
     Args:
         explicit: pass the offsets of the queries even where they are the default.
     """
-    program = patterns.load(name).trace(**config.hyper)
+    program = traced(pattern, config)
     if program.query == program.key:
         lengths = [(t, t) for t, _ in lengths]
     single = [

@@ -169,13 +169,20 @@ def _declared(fn: Callable[..., Any], name: str, annotation: Any, site: Site) ->
             at=site,
             hint=f'annotate it: {name}: sg.Tensor["S Hk D"]; hyperparameters go after a *',
         )
-    if isinstance(annotation, str) and set(annotation) & set("['\""):
-        # Written under `from __future__ import annotations`: the source text of the annotation.
-        scope = {**fn.__globals__, **inspect.getclosurevars(fn).nonlocals}
-        annotation = eval(annotation, scope)
+    if isinstance(annotation, str):
+        annotation = _evaluated(fn, annotation)
     if isinstance(annotation, Declaration):
         return annotation
     return declaration(annotation, "float", site)
+
+
+def _evaluated(fn: Callable[..., Any], text: str) -> Any:
+    """Read an annotation of text: axes, or source under `from __future__ import annotations`."""
+    scope = {**fn.__globals__, **inspect.getclosurevars(fn).nonlocals}
+    if set(text) & set("['\"."):
+        return eval(text, scope)
+    named = scope.get(text)
+    return named if isinstance(named, Declaration) else text
 
 
 def _refuse_captured(fn: Callable[..., Any], site: Site) -> None:
