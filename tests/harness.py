@@ -76,9 +76,7 @@ def traced(pattern: str | Pattern, config: Config) -> Program:
     return found.trace(**config.hyper)
 
 
-def one_sequence(
-    pattern: str | Pattern, config: Config, dtype: torch.dtype, seed: int = 0
-) -> Case:
+def one_sequence(pattern: str | Pattern, config: Config, dtype: torch.dtype, seed: int = 0) -> Case:
     """Return a call of one sequence of a configuration's sizes."""
     program = traced(pattern, config)
     inputs = inputs_of(program, dict(config.sizes), dtype, seed)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from sparsegen.errors import BindingError
+from sparsegen.errors import BindingError, did_you_mean
 from sparsegen.ir.axes import Axis, Entries, Fixed, Named, extent
 from sparsegen.ir.expr import Const, Expr, Size, rebuild
 from sparsegen.ir.node import Node, Slice
@@ -41,7 +41,7 @@ def sizes_of(program: Program, given: Mapping[str, int]) -> dict[str, int]:
     if unknown:
         raise BindingError(
             f"{program.name} has no axis {', '.join(unknown)}",
-            hint=f"its letters are {', '.join(sorted(program.letters - sequence))}",
+            hint=unknown_size(program, unknown[0], program.letters - sequence),
         )
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
@@ -49,6 +49,14 @@ def sizes_of(program: Program, given: Mapping[str, int]) -> dict[str, int]:
     for node in program.nodes:
         _check(node, sizes)
     return sizes
+
+
+def unknown_size(program: Program, name: str, letters: Iterable[str]) -> str:
+    """Return what somebody may have meant who gives a size that no axis has."""
+    if name in dict(program.hyper):
+        return f"{name} is a hyperparameter: give it beside the sizes, as {name}=..."
+    same = [x for x in letters if x.lower() == name.lower()]
+    return did_you_mean(same[0] if same else name, letters)
 
 
 def resolved(expr: Expr, sizes: Mapping[str, int]) -> Expr:

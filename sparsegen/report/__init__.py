@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparsegen.analysis.roofline import rates
 from sparsegen.api import described, recorded, request_of
-from sparsegen.errors import BindingError, did_you_mean
+from sparsegen.errors import BindingError
 from sparsegen.lowering.binding import Layout
+from sparsegen.lowering.resolve import unknown_size
 from sparsegen.report.figures import Figures
 from sparsegen.report.model import Explanation
 from sparsegen.report.schedules import scheduled
@@ -101,10 +102,9 @@ def _sizes(program: Program, given: Mapping[str, int]) -> tuple[dict[str, int], 
     batch = known.pop("B", 1) if "B" not in program.letters else 1
     for name in known:
         if name not in program.letters:
-            same = [x for x in program.letters if x.lower() == name.lower()]
             raise BindingError(
                 f"{program.name} has no axis {name}",
-                hint=did_you_mean(same[0] if same else name, program.letters),
+                hint=unknown_size(program, name, program.letters),
             )
     known = {**fixed, **known}
     if missing := sorted(program.letters - known.keys()):

@@ -1,8 +1,5 @@
 """What the language has and no shipped pattern uses, against the float64 reference on the CPU."""
 
-# ruff: noqa: N803  (axes are capital letters)
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -41,6 +41,13 @@ def test_only_the_verb_at_hand_is_imported() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "sparsegen", "list", "patterns"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "dsa" in done.stdout
+
+
 def test_list_takes_less_than_half_a_second() -> None:
     code = "import sys; from sparsegen.cli import main; sys.exit(main(['list']))"
     command = [sys.executable, "-c", code]

@@ -240,6 +240,12 @@ def test_wrong_sizes_are_named(sizes: Any, what: str, fix: str | None) -> None:
         assert fix in str(caught.value)
 
 
+def test_a_hyperparameter_is_no_size() -> None:
+    with pytest.raises(BindingError, match="no axis topk") as error:
+        sg.explain("dsa", sizes={"T": 1, "S": 8, "topk": 5})
+    assert error.value.hint == "topk is a hyperparameter: give it beside the sizes, as topk=..."
+
+
 def test_a_size_that_contradicts_a_hyperparameter_is_named() -> None:
     config = patterns.configs("nsa")[0]
     with pytest.raises(BindingError, match="the axis l has 16 elements, but the hyperparameter"):
