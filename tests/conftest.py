@@ -13,8 +13,9 @@ from sparsegen import arch
 
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 
-# The same examples on every run and machine; --hypothesis-profile=default searches at random.
+# The same examples on every run and machine; --hypothesis-profile=search looks for others.
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=25)
+settings.register_profile("search", deadline=None, max_examples=300)
 settings.load_profile("ci")
 
 

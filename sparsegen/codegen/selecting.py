@@ -12,7 +12,7 @@ from sparsegen.codegen.cpu.select_task import Facts, granule, is_slash
 from sparsegen.codegen.cpu.stream import pin
 from sparsegen.codegen.cpu.view import stop_of
 from sparsegen.codegen.exprs import CPU_FUNCTIONS, Env, Function, emit
-from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, maximum, minimum
+from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, maximum, minimum, select
 from sparsegen.ir.expr import BlockOf, Expr, Head, Stop, Symbol, Table, rebuild
 from sparsegen.lowering.tasks import Lists, SelectTask, Stage
 
@@ -126,7 +126,8 @@ class Selecting:
     def length(self, key: Expr, sequence: Sequence) -> Value:
         """Return how many values a last key takes (int32)."""
         if is_slash(key):
-            return sequence.q_off // self.stride + sequence.count(self.task.q.rows)
+            queries = T.bind(sequence.count(self.task.q.rows))
+            return select(queries > 0, sequence.q_off // self.stride + queries, const(0, "int32"))
         if isinstance(key, BlockOf):
             return (sequence.n_k + (key.width - 1)) // key.width
         found = granule(key)

@@ -92,3 +92,37 @@ def test_random_batches(
         lengths = [lengths[0]] * len(lengths)
     config = patterns.configs(name, test=True)[0]
     check(batch(name, config, layout, lengths, page=page, seed=seed))
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> tuple[str, Config]:
+    """Draw a pattern, head counts and extents; hyperparameters are those of a test shape."""
+    name = draw(st.sampled_from(sorted(set(patterns.names()) - UNPAGED)))
+    config = draw(st.sampled_from(patterns.configs(name, test=True)))
+    sizes = {x: draw(st.integers(1, 21)) for x in sorted(config.sizes)}
+    if "Hk" in sizes:
+        sizes["Hk"] = draw(st.integers(1, 3))
+        sizes["Hq"] = sizes["Hk"] * draw(st.integers(1, 5))
+    if "d_v" in config.hyper:  # values are the first of the elements of a key
+        sizes["c"] += int(config.hyper["d_v"] or 0)
+    if "slots" in sizes:  # two windows
+        sizes["slots"] = config.sizes["slots"]
+    return name, Config("drawn", sizes, config.hyper)
+
+
+@settings(max_examples=25)
+@given(
+    shape=shapes(),
+    layout=st.sampled_from(["dense", "ragged", "paged"]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    lengths=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 90)), min_size=1, max_size=3),
+    page=st.integers(1, 40),
+    seed=st.integers(0, 99),
+)
+def test_random_shapes(
+    shape: tuple[str, Config], layout: str, dtype: torch.dtype, lengths: list[tuple[int, int]],
+    page: int, seed: int,
+) -> None:  # fmt: skip
+    if layout == "dense":
+        lengths = [lengths[0]] * len(lengths)
+    check(batch(*shape, layout, lengths, page=page, dtype=dtype, seed=seed))
