@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
 
+    import torch
+
     from sparsegen.runtime.catalog import Overrides, Schedule
     from sparsegen.runtime.kernel import Kernel
     from sparsegen.tuning.result import TuneResult
@@ -112,11 +114,11 @@ def compile(
     pattern: Pattern | Program | str,
     target: str = "cpu",
     *,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     layout: Layout = "sequence",
     page_size: int = 0,
     sizes: Mapping[str, int] | None = None,
-    dtypes: Mapping[str, str] | None = None,
+    dtypes: Mapping[str, str | torch.dtype] | None = None,
     schedule: Overrides = None,
     **hyper: Any,
 ) -> Any:
@@ -127,7 +129,8 @@ def compile(
         target: "cpu" for this machine or "cuda" for the GPU in it; or the name of an architecture:
             a CPU that this machine can run, or a GPU ("sm_80", "sm_90", "cuda:sm_120"), for which
             any machine with nvcc compiles.
-        dtype: of inputs and outputs: float32, bfloat16 or float16; accumulation is in float32.
+        dtype: of inputs and outputs: float32, bfloat16 or float16, or torch's; accumulation is in
+            float32.
         layout: "sequence" (inputs as declared), "dense" (a batch axis in front), "ragged" (packed,
             with cu_seqlens) or "paged" (keys in pages); see `Kernel`.
         page_size: keys per page, in the paged layout.
@@ -162,10 +165,10 @@ def request_of(
     pattern: Pattern | Program | str,
     target: str = "cpu",
     *,
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     layout: Layout = "sequence",
     page_size: int = 0,
-    dtypes: Mapping[str, str] | None = None,
+    dtypes: Mapping[str, str | torch.dtype] | None = None,
     schedule: Overrides = None,
     **hyper: Any,
 ) -> Request:
@@ -175,7 +178,8 @@ def request_of(
         raise BindingError(
             f"schedule={schedule!r} is a name", hint=f"pass schedule=sg.Schedule({schedule!r})"
         )
-    for what, value, known in (("dtype", dtype, DTYPES), ("layout", layout, LAYOUTS)):
+    named, single = _name_of(dtype), {n: _name_of(x) for n, x in (dtypes or {}).items()}
+    for what, value, known in (("dtype", named, DTYPES), ("layout", layout, LAYOUTS)):
         if value not in known:
             raise BindingError(
                 f"{what}={value!r} is not known",
@@ -186,7 +190,7 @@ def request_of(
             f"page_size={page_size} with layout={layout!r}", hint='only layout="paged" has pages'
         )
     names = {n.name for n in program.inputs if n.kind == "float"}
-    for name, value in (dtypes or {}).items():
+    for name, value in single.items():
         if name not in names:
             raise BindingError(
                 f"{program.name} has no floating-point input {name!r}",
@@ -197,10 +201,15 @@ def request_of(
                 f"the dtype {value!r} of {name!r} is not known", hint=f"use {', '.join(DTYPES)}"
             )
     binding = Binding(
-        dtype=dtype, layout=layout, page_size=page_size, scale=scale,
-        dtypes=tuple(sorted((dtypes or {}).items())),
+        dtype=named, layout=layout, page_size=page_size, scale=scale,
+        dtypes=tuple(sorted(single.items())),
     )  # fmt: skip
     return Request(program=program, arch=arch_of(target), binding=binding, schedule=schedule)
+
+
+def _name_of(dtype: str | torch.dtype) -> str:
+    """Return "bfloat16" for torch.bfloat16, without importing torch."""
+    return str(dtype).removeprefix("torch.")
 
 
 def program_of(pattern: Pattern | Program | str, **hyper: Any) -> tuple[Program, float | None]:
@@ -312,10 +321,10 @@ def tune(
     target: str = "cpu",
     *,
     sizes: Mapping[str, int],
-    dtype: str = "float32",
+    dtype: str | torch.dtype = "float32",
     layout: Layout = "sequence",
     page_size: int = 0,
-    dtypes: Mapping[str, str] | None = None,
+    dtypes: Mapping[str, str | torch.dtype] | None = None,
     budget: float = 60.0,
     strategy: str = "evolutionary",
     distribution: str = "uniform",

@@ -78,6 +78,12 @@ def as_expr(value: Any, what: str = "an index expression") -> Expr:
     if isinstance(value, Index):
         return value.expr
     if isinstance(value, bool | int | float):
+        if isinstance(value, int) and not -(2**31) <= value < 2**31:
+            raise PatternError(
+                f"{value} does not fit into 32 bits, in which positions are counted",
+                at=Site.caller(),
+                hint="write a smaller one, or a float such as 1e10 in arithmetic on scores",
+            )
         return ir.Const(value)
     if is_tensor(value):
         raise PatternError(

@@ -110,6 +110,14 @@ def test_the_operator_of_a_bundle(tmp_path: Any) -> None:
     torch.library.opcheck(loaded.op, (*tensors(kernel, T=7, S=23), None, None))
 
 
+def test_dtypes_of_torch_are_taken() -> None:
+    sizes = {"Hq": 2, "Hk": 1, "D": 8, "E": 8}
+    kernel = sg.compile("causal", dtype=torch.bfloat16, dtypes={"q": torch.float32}, sizes=sizes)
+    assert [x.dtype for x in kernel.spec.inputs] == ["float32", "bfloat16", "bfloat16"]
+    with pytest.raises(sg.errors.BindingError, match="dtype='float64' is not known"):
+        sg.compile("causal", dtype=torch.float64)
+
+
 def test_calls_that_do_not_fit() -> None:
     kernel = kernel_of("causal")
     q, k, v = tensors(kernel, T=7, S=23)

@@ -219,6 +219,7 @@ PROGRAMS = {
     ),
     "force-is-a-number": selecting("sel = sg.select(s, topk=4, force=j)"),
     "topk-of-last-key": selecting("sel = sg.select(s, topk=j // 2)"),
+    "constant-of-64-bits": attend("where=i - j < 2**40"),
     "member-count": selecting("sel = sg.select(s, topk=4)"),
     "member-other-key": selecting("sel = sg.select(s, topk=4)", "sel[h, i, j // 2]"),
     "member-other-query": selecting("sel = sg.select(s, topk=4)", "sel[h, i // 2, j]"),
