@@ -57,6 +57,7 @@ class CppPage:
     library: str
     features: tuple[str, ...]
     page: int
+    step: int
     query: str
     key: str
     inputs: tuple[CppTensor, ...]
@@ -88,7 +89,7 @@ def describe_cpp(
     )
     return CppPage(
         name=spec.name, layout=spec.layout, dtype=dtype, arch=arch, ffi=ffi, library=library,
-        features=features, page=spec.page, query=spec.query, key=spec.key,
+        features=features, page=spec.page, step=spec.step, query=spec.query, key=spec.key,
         inputs=tuple(_input(spec, t) for t in spec.inputs),
         buffers=tuple(_buffer(t) for t in spec.buffers),
         results=results,

@@ -24,6 +24,7 @@ CASES = {
     "moba": ("paged", "float16"),
     "snapkv": ("dense", "float32"),
     "document": ("ragged", "float32"),
+    "seer": ("ragged", "float32"),  # compressed queries
 }
 MAIN = """
 #include <cstdio>

@@ -136,6 +136,28 @@ def test_calls_that_do_not_fit() -> None:
         kernel(q.requires_grad_(), k, v)
 
 
+@pytest.mark.parametrize("layout", ["sequence", "dense", "ragged"])
+def test_queries_that_start_no_window_are_refused(layout: Any) -> None:
+    """SeerAttention pools queries by blocks, here of five."""
+    config = patterns.configs("seer", test=True)[0]
+    sizes = {n: x for n, x in config.sizes.items() if n not in "TS"}
+    kernel = sg.compile("seer", layout=layout, sizes=sizes, **config.hyper)
+    assert kernel.spec.step == 5
+    inputs = tensors(kernel, batch=2, T=7, S=17)
+    given = {}
+    if layout == "ragged":
+        given = {"cu_seqlens_q": int32([0, 0, 7]), "cu_seqlens_k": int32([0, 3, 17])}
+    batch = {"sequence": 1, "dense": 2, "ragged": 2}[layout]
+    kernel(*inputs, **given, q_offset=10)
+    kernel(*inputs, **given, q_offset=int32([10] * batch))
+    for offset in (11, int32([11] * batch)):
+        with pytest.raises(sg.errors.InputError, match="position 11 do not start a block of 5"):
+            kernel(*inputs, **given, q_offset=offset)
+    if layout == "ragged":  # 14 keys less 7 queries; the empty sequence has no first query
+        with pytest.raises(sg.errors.InputError, match="position 7 do not start"):
+            kernel(*inputs, **given)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

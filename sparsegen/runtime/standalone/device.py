@@ -1,7 +1,7 @@
 """Make the arrays that describe a batch on a GPU, where the host never waits for their values.
 
 What the CPU refuses after reading the arrays, a GPU clamps: rows beyond the tensors, pages that do
-not exist. In the ragged and paged layouts one more sequence without keys follows the others and
+not exist. That offsets in tensors suit compressed queries is the caller's word. In the ragged and paged layouts one more sequence without keys follows the others and
 holds the rows that belong to none, so every output row is written.
 """
 
@@ -119,7 +119,7 @@ class DeviceMetadata(Metadata):
     def offset(self, sizes: Sizes, offset: int | None) -> int:
         """Return the position of the first query of equal sequences."""
         offset = sizes.keys - sizes.queries if offset is None else offset
-        self._check_offset(offset)
+        self._check_offset(offset, sizes.queries)
         if not -POSITIONS <= offset <= POSITIONS - sizes.queries:
             raise self._errors.input(
                 f"{self._spec.name}(): q_offset={offset} puts queries at positions "

@@ -40,6 +40,7 @@ class Metadata:
 
     def __init__(self, spec: Spec, check: Callable[..., int], errors: Errors) -> None:
         self._spec = spec
+        self._step = spec.step
         self._check = check
         self._errors = errors
 
@@ -47,7 +48,7 @@ class Metadata:
         """Return the arrays of equal sequences: the sequence and dense layouts."""
         if offset is None:
             offset = sizes.keys - sizes.queries
-        self._check_offset(offset)
+        self._check_offset(offset, sizes.queries)
         if not -POSITIONS <= offset <= POSITIONS - sizes.queries:
             raise self._errors.input(
                 f"{self._spec.name}(): q_offset={offset} puts queries at positions "
@@ -97,6 +98,9 @@ class Metadata:
         valid = 0 if batch == 0 else self._check(*arguments, ready)
         if valid < 0:
             raise self._fault(-valid, cu_q, cu_k, lengths, table, sizes)
+        if self._step > 1:
+            for offset in q_off[cu_q.diff() > 0].tolist():
+                self._check_offset(offset)
         if table is None:
             return (cu_q, cu_k, q_off), valid
         # Memory of no elements has no address to pass.
@@ -143,11 +147,17 @@ class Metadata:
         self._same_batch("q_offset", tensor.shape[0], batch)
         return tensor, 1
 
-    def _check_offset(self, value: Any) -> None:
+    def _check_offset(self, value: Any, queries: int = 1) -> None:
         if not isinstance(value, int):
             raise self._errors.input(
                 f"{self._spec.name}(): q_offset={value!r} is a {type(value).__name__}",
                 hint="pass an integer, or int32 [batch]",
+            )
+        if self._step > 1 and queries and value % self._step:
+            raise self._errors.input(
+                f"{self._spec.name}(): queries that start at position {value} do not start a block "
+                f"of {self._step} compressed queries",
+                hint=f"pass a q_offset that is a multiple of {self._step}",
             )
 
     def _fault(

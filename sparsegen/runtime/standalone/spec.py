@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -122,6 +123,12 @@ class Spec:
             "ragged": ("cu_seqlens_q", "cu_seqlens_k", "q_offset"),
             "paged": ("cu_seqlens_q", "seqlens_k", "page_table", "q_offset"),
         }.get(self.layout, ("q_offset",))
+
+    @property
+    def step(self) -> int:
+        """Return what query offsets are multiples of: windows of compressed queries start there."""
+        strides = (t.divisor for t in self.buffers if t.space == "entry" and t.role == "query")
+        return math.lcm(*strides)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data."""
