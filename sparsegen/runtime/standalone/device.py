@@ -1,8 +1,9 @@
 """Make the arrays that describe a batch on a GPU, where the host never waits for their values.
 
 What the CPU refuses after reading the arrays, a GPU clamps: rows beyond the tensors, pages that do
-not exist. That offsets in tensors suit compressed queries is the caller's word. In the ragged and paged layouts one more sequence without keys follows the others and
-holds the rows that belong to none, so every output row is written.
+not exist. That offsets in tensors suit compressed queries is the caller's word. In the ragged and
+paged layouts one more sequence without keys follows the others and holds the rows that belong to
+none, so every output row is written.
 """
 
 from __future__ import annotations
