@@ -1,4 +1,4 @@
-"""Summarise windows on a CPU: one entry and head at a time, channels in SIMD lanes."""
+"""Summarise windows on a CPU: jobs of windows of one head, channels in SIMD lanes."""
 
 from __future__ import annotations
 
@@ -7,22 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.cpu import vec
+from sparsegen.codegen.cpu.gemm import Tiling
+from sparsegen.codegen.cpu.nest import Nest
+from sparsegen.codegen.cpu.pooling import Windows
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, declare, find_sequence
-from sparsegen.codegen.pooling import Pool, by_matrix
-from sparsegen.codegen.tvm import (
-    I,
-    IRBuilder,
-    Memory,
-    T,
-    Value,
-    broadcast,
-    cast,
-    const,
-    load,
-    minimum,
-    store,
-)
+from sparsegen.codegen.cpu.vec import float_lanes
+from sparsegen.codegen.tvm import I, IRBuilder, T, Value, cast, const, load, maximum, minimum
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import CompressTask
 
@@ -30,12 +20,20 @@ FAMILY = "compress"
 REQUIRES = frozenset({"cpu"})
 PRIORITY = 0
 
+_DEPTH = 512
+"""Contracted elements of a product at a time, at most: their weights stay in a cache."""
+
 
 @dataclass(frozen=True)
 class Knobs:
-    """How a learned compressor is tiled. entries: entries that share one read of the weight."""
+    """How windows are cut.
 
-    entries: int = 4
+    windows  of a job
+    vectors  vectors of channels, or of a product's columns, that are accumulated at a time
+    """
+
+    windows: int = 8
+    vectors: int = 4
 
 
 def accepts(task: CompressTask, arch: Arch) -> str | None:
@@ -44,119 +42,69 @@ def accepts(task: CompressTask, arch: Arch) -> str | None:
 
 
 def default(task: CompressTask, arch: Arch) -> Knobs:
-    """Return four entries for a weight matrix, one where there is none to share."""
-    return Knobs(entries=8 if by_matrix(task) else 1)
+    """Return enough windows to share one read of a weight matrix, if there is one."""
+    return Knobs(windows=24 if task.multiplies else 8)
 
 
 def space(task: CompressTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     yield first
-    for entries in (1, 2, 4, 8, 16):
-        if entries == first.entries:
-            continue
-        if not by_matrix(task):
-            yield Rejected(asdict(Knobs(entries)), "there is no weight matrix to share")
-        else:
-            yield Knobs(entries)
+    for windows in (6, 12, 24, 48) if task.multiplies else (1, 4, 8, 32):
+        for vectors in (2, 4, 8):
+            knobs = Knobs(windows, vectors)
+            used = (_ROWS + 1) * vectors + 1
+            if task.multiplies and used > arch.vector_registers:
+                reason = f"{used} vectors in use, {arch.vector_registers} registers"
+                yield Rejected(asdict(knobs), reason)
+            elif knobs != first:
+                yield knobs
 
 
 def apply(task: CompressTask, knobs: Knobs, arch: Arch) -> Any:
-    """for entries, head: pool the window  ->  parallel over blocks of entries and heads"""
+    """for windows, head: pool panels of channels, or multiply  ->  one parallel loop"""
+    nest = Nest()
     with IRBuilder() as builder, I.ir_module(), T.prim_func(s_tir=True):
-        _Compression(task, knobs, arch, declare(task)).emit()
-    return builder.get()
+        _emit(task, knobs, arch, nest, declare(task))
+    return nest.schedule(builder.get(), task.name)
 
 
-@dataclass(frozen=True)
-class _Compression:
-    task: CompressTask
-    knobs: Knobs
-    arch: Arch
-    arguments: Arguments
+def _emit(task: CompressTask, knobs: Knobs, arch: Arch, nest: Nest, arguments: Arguments) -> None:
+    heads, lanes = task.out.shape[0], float_lanes(arch)
+    cu = arguments.cu_k if task.role == "key" else arguments.cu_q
 
-    def emit(self) -> None:
-        task, many = self.task, self.knobs.entries
-        heads = task.out.shape[0]
-        cu = self.arguments.cu_k if task.role == "key" else self.arguments.cu_q
-        stride = task.entries.stride
+    def first(number: Value) -> Value:
+        start = cast(load(cu, number), "int64")
+        return start // (task.entries.stride * knobs.windows) + 2 * number
 
-        def first(number: Value) -> Value:
-            start = cast(load(cu, number), "int64")
-            return start // (stride * many) + 2 * number
+    with nest.jobs(task, arguments, first(arguments.batch) * heads) as v:
+        job = T.bind(v // heads)
+        number = find_sequence(arguments, first, job)
+        sequence = Sequence.at(arguments, number)
+        entry = T.bind((job - first(number)) * knobs.windows)
+        left = cast(sequence.count(task.out.rows), "int64") - entry
+        zero, most = const(0, "int64"), const(knobs.windows, "int64")
+        windows = Windows(
+            nest=nest, task=task, arguments=arguments, sequence=sequence, head=T.bind(v % heads),
+            entry=entry, count=T.bind(maximum(minimum(left, most), zero)), most=knobs.windows,
+        )  # fmt: skip
+        if task.multiplies:
+            windows.multiply(tiling_of(task, knobs, lanes))
+        else:
+            windows.pool(lanes, knobs.vectors)
 
-        total = T.bind(first(self.arguments.batch))
-        with T.parallel(total * heads) as n:
-            head = T.bind(n % heads)
-            index = T.bind(n // heads)
-            number = find_sequence(self.arguments, first, index)
-            sequence = Sequence.at(self.arguments, number)
-            entry = T.bind(cast((index - first(number)) * many, "int32"))
-            count = T.bind(minimum(sequence.count(task.out.rows) - entry, const(many, "int32")))
-            with T.If(count > 0), T.Then():
-                self._entries(sequence, entry, count, head)
 
-    def _entries(self, sequence: Sequence, entry: Value, count: Value, head: Value) -> None:
-        if by_matrix(self.task):
-            self._multiplied(sequence, entry, count, head)
-            return
-        pool = self._pool(sequence, head)
-        with T.serial(count) as e:
-            here = T.bind(entry + e)
-            with T.serial(const(self.task.out.shape[1], "int64")) as d:
-                self._write(sequence, here, head, d, pool.channel(here, d))
+_ROWS = 3
 
-    def _pool(self, sequence: Sequence, head: Value) -> Pool:
-        return Pool(self.task, self.arguments, sequence, head, vec.exp)
 
-    def _write(self, sequence: Sequence, e: Value, head: Value, d: Value, value: Value) -> None:
-        out = self.task.out
-        at = (sequence.row(out.rows, e) * out.shape[0] + head) * out.shape[1] + d
-        vec.store_f32(self.arguments[out].flat, out.dtype, value, at)
-
-    def _multiplied(self, sequence: Sequence, entry: Value, count: Value, head: Value) -> None:
-        """Multiply windows by a weight matrix [width in out]; output channels in lanes."""
-        task, many = self.task, self.knobs.entries
-        weight, (_, inner, outer) = task.weight, task.weight.shape  # type: ignore[union-attr]
-        assert weight is not None
-        width = vec.float_lanes(self.arch)
-        windows = self._copied(sequence, entry, count, head)
-        flat = self.arguments[weight].flat
-        depth = task.entries.width * inner
-
-        def columns(first: Value, lanes: int) -> None:
-            sums = [T.alloc_buffer((lanes,), "float32") for _ in range(many)]
-            for s in sums:
-                store(s, const(0.0, "float32", lanes), 0)
-            with T.serial(const(depth, "int64")) as m:
-                w = T.bind(vec.load_f32(flat, weight.dtype, m * outer + first, lanes=lanes))
-                for e, s in enumerate(sums):
-                    x = broadcast(load(windows, e * depth + m), lanes)
-                    store(s, load(s, 0, lanes=lanes) + x * w, 0)
-            for e, s in enumerate(sums):
-                with T.If(count > e), T.Then():
-                    self._write(sequence, entry + e, head, first, load(s, 0, lanes=lanes))
-
-        with T.serial(const(outer // width, "int64")) as n:
-            columns(n * width, width)
-        for at in range(outer // width * width, outer):
-            columns(const(at, "int64"), 1)
-
-    def _copied(self, sequence: Sequence, entry: Value, count: Value, head: Value) -> Memory:
-        """Copy the windows of a job as float32, the slot bias added."""
-        task, many, inner = self.task, self.knobs.entries, self.task.x.dim
-        depth = task.entries.width * inner
-        windows = T.alloc_buffer((many * depth,), "float32")
-        pool = self._pool(sequence, head)
-        with T.serial(const(many, "int64")) as e:
-            here = minimum(cast(e, "int32"), count - 1)
-            start, _ = pool.window(T.bind(entry + here))
-            with (
-                T.serial(const(task.entries.width, "int64")) as m,
-                T.serial(const(inner, "int64")) as d,
-            ):
-                x = pool.read(task.x, start + cast(m, "int32"), d)
-                if task.bias is not None:
-                    x = x + pool.slot(task.bias, m, d)
-                store(windows, x, e * depth + m * inner + d)
-        return windows
+def tiling_of(task: CompressTask, knobs: Knobs, lanes: int) -> Tiling:
+    """Return the tiling of a product of windows and a weight."""
+    assert task.weight is not None
+    width, inner, outer = task.weight.shape
+    total = width * inner
+    return Tiling(
+        lanes=lanes, rows=_ROWS, vectors=knobs.vectors, chunk=knobs.windows,
+        strips=max(1, outer // (lanes * knobs.vectors)), stream=_ROWS, group=1,
+        depth=max(n for n in range(1, min(total, _DEPTH) + 1) if total % n == 0),
+        pack=task.weight.dtype != "float32",
+    )  # fmt: skip

@@ -11,7 +11,7 @@ from sparsegen.codegen.cpu.rows import Sequence, find_sequence
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import load_f32, store_f32
 from sparsegen.codegen.gpu.launch import kernel, launch
-from sparsegen.codegen.pooling import Pool, by_matrix
+from sparsegen.codegen.gpu.pooling import Pool
 from sparsegen.codegen.tvm import T, Value, cast, const, load
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import CompressTask
@@ -62,9 +62,9 @@ def apply(task: CompressTask, knobs: Knobs, arch: Arch) -> Any:
             sequence = Sequence.at(arguments, number)
             entry = T.bind(cast(row - first(number), "int32"))
             with T.If(entry < sequence.count(task.out.rows)), T.Then():
-                pool = Pool(task, arguments, sequence, T.bind(n // dim % heads), T.exp)
+                pool = Pool(task, arguments, sequence, T.bind(n // dim % heads))
                 d = T.bind(n % dim)
-                value = _multiplied(pool, entry, d) if by_matrix(task) else pool.channel(entry, d)
+                value = _multiplied(pool, entry, d) if task.multiplies else pool.channel(entry, d)
                 store_f32(out.flat, task.out.dtype, value, n)
     return builder.get()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 from sparsegen.arch import Arch
 from sparsegen.codegen import merging
 from sparsegen.codegen.cpu import vec
+from sparsegen.codegen.cpu.nest import Nest, whole, workspace
 from sparsegen.codegen.cpu.rows import Arguments, declare
 from sparsegen.codegen.cpu.stream import get
-from sparsegen.codegen.tvm import I, IRBuilder, T, Value, broadcast, const, store
+from sparsegen.codegen.cpu.vec import load_f32, store_f32
+from sparsegen.codegen.tvm import I, IRBuilder, T, const, minimum, store
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import MergeTask
 
@@ -54,36 +58,35 @@ def space(task: MergeTask, arch: Arch) -> Iterator[Knobs | Rejected]:
 
 
 def apply(task: MergeTask, knobs: Knobs, arch: Arch) -> Any:
-    """for row, head: weights; for element: sum of weight * part  ->  parallel blocks of rows"""
+    """for row, head: weights; for row, head, element: sum of weight * part  ->  blocks of rows"""
+    nest = Nest()
     with IRBuilder() as builder, I.ir_module(), T.prim_func(s_tir=True):
-        arguments = declare(task)
-        count = T.bind(arguments[task.o].rows * task.o.shape[0])
-        with (
-            T.parallel((count + (knobs.rows - 1)) // knobs.rows) as block,
-            T.serial(knobs.rows) as r,
-        ):
-            row = T.bind(block * knobs.rows + r)
-            with T.If(row < count), T.Then():
-                _row(task, arguments, knobs, row)
-    return builder.get()
+        _emit(task, knobs, nest, declare(task))
+    return nest.schedule(builder.get(), task.name)
 
 
-def _row(task: MergeTask, arguments: Arguments, knobs: Knobs, row: Value) -> None:
-    weights, lse = merging.weights(task, arguments, row, exp=vec.exp, log=vec.log)
-    if task.lse is not None:
-        assert lse is not None
-        store(arguments[task.lse].flat, get(lse), row)
-    dim = task.o.shape[-1]
-
-    def piece(at: Value, lanes: int) -> None:
-        total = None
-        for part, weight in zip(task.parts, weights, strict=True):
-            x = vec.load_f32(arguments[part].flat, part.dtype, row * dim + at, lanes=lanes)
-            x = x * broadcast(get(weight), lanes)
-            total = x if total is None else total + x
-        vec.store_f32(arguments[task.o].flat, task.o.dtype, total, row * dim + at)
-
-    with T.serial(const(dim // knobs.lanes, "int64")) as n:
-        piece(n * knobs.lanes, knobs.lanes)
-    for at in range(dim // knobs.lanes * knobs.lanes, dim):
-        piece(const(at, "int64"), 1)
+def _emit(task: MergeTask, knobs: Knobs, nest: Nest, arguments: Arguments) -> None:
+    heads, dim = task.o.shape
+    count = T.bind(arguments[task.o].rows * heads)
+    with nest.jobs(task, arguments, (count + (knobs.rows - 1)) // knobs.rows) as v:
+        first = T.bind(v * knobs.rows)
+        rows = T.bind(minimum(count - first, const(knobs.rows, "int64")))
+        weights = workspace((knobs.rows, len(task.parts)))
+        with nest.block("weigh", rows) as (r,):
+            # Said here, because TVM would also find the cells of the computation.
+            T.reads(*(whole(arguments[b].flat) for b in task.reads))
+            lses = [] if task.lse is None else [arguments[task.lse].flat[first + r]]
+            T.writes(*(weights[r, p] for p in range(len(task.parts))), *lses)
+            found, lse = merging.weights(task, arguments, first + r, exp=vec.exp, log=vec.log)
+            for p, weight in enumerate(found):
+                store(weights, get(weight), r, p)
+            if task.lse is not None:
+                assert lse is not None
+                store(arguments[task.lse].flat, get(lse), first + r)
+        with nest.block("add", rows, dim) as (r, d):
+            at = (first + r) * dim + d
+            parts = (load_f32(arguments[p].flat, p.dtype, at) for p in task.parts)
+            products = [x * weights[r, p] for p, x in enumerate(parts)]
+            total = functools.reduce(operator.add, products)
+            store_f32(arguments[task.o].flat, task.o.dtype, total, at)
+        nest.vectorize("add", dim, knobs.lanes)

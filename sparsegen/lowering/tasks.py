@@ -202,6 +202,11 @@ class CompressTask(Task):
     previous: tuple[Operand, Operand] | None
     out: Buffer
 
+    @property
+    def multiplies(self) -> bool:
+        """Tell whether windows are multiplied by a matrix, which is not pooling by channel."""
+        return self.weight is not None and len(self.weight.shape) == 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectTask(Task):

@@ -136,6 +136,15 @@ def weighted_pool(
 
 
 @sg.pattern
+def deep_pool(q: Q, k: K, v: sg.Tensor["S Hk 80"], w: sg.Tensor["m 80 F"], *, m=8):
+    """A product too deep for one block of contracted elements."""
+    kc = sg.compress(k, sg.mean, width=m)
+    vc = sg.compress(v, w, width=m)
+    i, _ = sg.index(q, kc)
+    return sg.attend(q, kc, vc, where=kc.end <= i)
+
+
+@sg.pattern
 def softmax_pool(q: Q, k: K, v: V, z: sg.Tensor["S Hk D"], b: sg.Tensor["m D"], *, m=4):
     """Keys pooled by softmax without overlap."""
     kc = sg.compress(k, sg.softmax(z, bias=b), width=m)
@@ -212,8 +221,8 @@ def activations(q: Q, k: K, v: V, w: sg.Tensor["T Hq"]):
 
 PATTERNS = [
     negated, strided, chunked, prefix, by_head, positions, tokens, bias_table, capped_alibi,
-    two_sources, merged_by_lse, merged_by_gates, pools, weighted_pool, softmax_pool, top_p,
-    threshold, lse_of_pairs, mean_of_heads, without, both, activations,
+    two_sources, merged_by_lse, merged_by_gates, pools, weighted_pool, deep_pool, softmax_pool,
+    top_p, threshold, lse_of_pairs, mean_of_heads, without, both, activations,
 ]  # fmt: skip
 
 

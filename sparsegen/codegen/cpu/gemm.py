@@ -112,13 +112,16 @@ class Gemm:
         t = self.tiling
         pieces = list(self._pieces(panel))
         blocks = self.total // t.depth
+        # Bound out here: TVM puts what a scope touches in its head, where variables of it are not.
+        tiles = T.bind(select(rows >= t.stream, rows // t.rows, const(0, "int64")))
+        groups = T.bind((rows - tiles * t.rows) // t.group)
         if blocks == 1:
-            _Job(self, rows, pieces, const(0, "int64"), None).emit()
+            _Job(self, rows, tiles, groups, pieces, const(0, "int64"), None).emit()
             return
         held = sum(p.most * p.width for p in pieces)
         partial = workspace((t.chunk, held))
         with self.nest.scope("depth", blocks) as (b,):
-            _Job(self, rows, pieces, b, partial).emit()
+            _Job(self, rows, tiles, groups, pieces, b, partial).emit()
         for piece in pieces:
             name = f"finish_{piece.tag}"
             with self.nest.block(name, rows, piece.count, piece.width) as (m, s, j):
@@ -147,22 +150,26 @@ class Gemm:
 
 @dataclass(frozen=True)
 class _Job:
-    """One block of contracted elements of a product; `partial` holds the sum of those before."""
+    """One block of contracted elements of a product.
+
+    tiles, groups  how many of the rows are taken by tiles, then by groups
+    partial        the sums of the blocks before
+    """
 
     gemm: Gemm
     rows: Value
+    tiles: Value
+    groups: Value
     pieces: list[Piece]
     block: Value
     partial: Memory | None
 
     def emit(self) -> None:
-        t = self.gemm.tiling
-        tiles = T.bind(select(self.rows >= t.stream, self.rows // t.rows, const(0, "int64")))
+        t, tiles, groups = self.gemm.tiling, self.tiles, self.groups
         for piece in self.pieces:
             packed = self._pack(piece, tiles) if t.pack else None
             self._tiles(piece, packed, tiles)
         done = tiles * t.rows
-        groups = T.bind((self.rows - done) // t.group)
         stream = self._stream_transposed if self.gemm.transposed else self._stream
         stream("group", done, groups, t.group)
         if t.group > 1:

@@ -102,6 +102,14 @@ def exp2(x: Value, arch: Arch | None = None) -> Value:
     return T.bind(select(x < _like(-126.0, x), _like(0.0, x), p * power))
 
 
+def is_number(x: Value) -> Value:
+    """Tell whether float32 values are no NaN, in loops that are vectorized too.
+
+    TVM does not vectorize isnan, and its simplifier takes `x == x` for true.
+    """
+    return x <= _like(math.inf, x)
+
+
 def _like_int(value: int, x: Value) -> Value:
     return const(value, "int32", lanes_of(x))
 
@@ -117,7 +125,7 @@ def exp(x: Value) -> Value:
     half = T.bind(T.floor(bounded * _like(0.5, x)))
     fraction = minimum(maximum(rest * _like(LOG2E, x), _like(-1.0, x)), _like(1.0, x))
     result = exp2(fraction) * exp2(half) * exp2(bounded - half)
-    return T.bind(select(T.isnan(x), x, result))
+    return T.bind(select(is_number(x), result, x))
 
 
 def log(x: Value) -> Value:
@@ -139,7 +147,7 @@ def log(x: Value) -> Value:
     result = select(
         x <= _like(0.0, x), select(x < _like(0.0, x), result, _like(-math.inf, x)), result
     )
-    return T.bind(select(T.isnan(x), x, result))
+    return T.bind(select(is_number(x), result, x))
 
 
 def tanh(x: Value) -> Value:

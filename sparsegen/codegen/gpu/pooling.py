@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,12 +13,7 @@ from sparsegen.codegen.cpu.vec import load_f32
 from sparsegen.codegen.tvm import T, Value, cast, const, maximum, minimum, select
 from sparsegen.lowering.tasks import Buffer, CompressTask, Operand
 
-LOWEST = -1e30
-
-
-def by_matrix(task: CompressTask) -> bool:
-    """Tell whether windows are multiplied by a matrix, which is not pooling by channel."""
-    return task.weight is not None and len(task.weight.shape) == 3
+LOWEST = -1e30  # a peak before any gate, from which no infinity is subtracted
 
 
 @dataclass(frozen=True)
@@ -25,14 +21,12 @@ class Pool:
     """The windows of one head of a sequence.
 
     head  of the operand and of the result (int64)
-    exp   of a float32 scalar, as the target computes it
     """
 
     task: CompressTask
     arguments: Arguments
     sequence: Sequence
     head: Value
-    exp: Callable[[Value], Value]
 
     def channel(self, e: Value, d: Value) -> Value:
         """Return channel d (int64) of entry e (int32) as float32."""
@@ -65,7 +59,7 @@ class Pool:
     def _reduced(self, e: Value, d: Value) -> Value:
         how = self.task.how
         start, size = self.window(e)
-        begin = {"max": LOWEST, "min": -LOWEST}.get(how, 0.0)
+        begin = {"max": -math.inf, "min": math.inf}.get(how, 0.0)
         combine: dict[str, Callable[[Value, Value], Value]] = {"max": _larger, "min": _smaller}
         total = cell("float32", const(begin, "float32"))
         with T.serial(size) as m:
@@ -91,7 +85,7 @@ class Pool:
                     z = T.bind(z + self.slot(task.bias, m + slots, d))
                 value = self.read(x, first + m, d)
                 top = T.bind(maximum(get(peak), z))
-                old, new = T.bind(self.exp(get(peak) - top)), T.bind(self.exp(z - top))
+                old, new = T.bind(T.exp(get(peak) - top)), T.bind(T.exp(z - top))
                 put(peak, top)
                 put(total, get(total) * old + new)
                 put(out, get(out) * old + new * value)
