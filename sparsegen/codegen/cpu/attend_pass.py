@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Sequence as Sequence_
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,20 @@ if TYPE_CHECKING:
     from sparsegen.codegen.cpu.attend import AttendKernel
 
 
+def alike(clauses: Sequence_[Clause]) -> list[list[Clause]]:
+    """Group clauses that one loop over keys can walk: ranges that hide the same pairs."""
+    groups: list[list[Clause]] = []
+    for clause in clauses:
+        for group in groups:
+            ranges = clause.keys is None and group[0].keys is None
+            if ranges and clause.residual == group[0].residual:
+                group.append(clause)
+                break
+        else:
+            groups.append([clause])
+    return groups
+
+
 class Pass(View):
     """The work of one tile."""
 
@@ -56,8 +71,9 @@ class Pass(View):
         self.kernel, self.task = kernel, kernel.task
         self.piece, self.pieces = piece, pieces
         tile = kernel.tile
-        present = T.bind(minimum(const(tile.tokens, "int32"), sequence.n_q - first))
-        i_min = T.bind(sequence.q_off + first)
+        # Pinned, or TVM unfolds the divisions of a tile's number into every bound of a range.
+        present = stream.pin(minimum(const(tile.tokens, "int32"), sequence.n_q - first))
+        i_min = stream.pin(sequence.q_off + first)
         rows = present * tile.heads
         self.subtiles = T.bind((rows + (tile.lanes - 1)) // tile.lanes)
         row = T.bind(sequence.q_start + cast(first, "int64"))
@@ -86,29 +102,31 @@ class Pass(View):
         lo, hi = stream.pin(whole.lo + begin), stream.pin(whole.lo + end)
         return replace(whole, lo=lo, hi=hi)
 
-    def _spans(self, clause: Clause, source: KeySource, keys: Value) -> list[Memory] | None:
-        """Return the bounds of each sub-tile as arrays; None where the tile's say it all.
+    def _spans(
+        self, clauses: Sequence_[Clause], source: KeySource, keys: Value
+    ) -> list[Memory] | None:
+        """Return the bounds of each sub-tile [clause][sub-tile]; None where the tile's say it all.
 
         Where clauses meet depends on the tokens, and the clauses are walked with the tile's: a key
         that the sub-tile alone would meet under another clause comes up under this one. So no key
         between the first and the last that any clause shows the sub-tile is left out.
         """
-        if clause.keys is not None or self.tile.subtiles == 1 or self.tile.tokens == 1:
-            return None
         tile = self.tile
-        spans = [T.alloc_buffer((tile.subtiles,), "int32") for _ in range(4)]
+        if clauses[0].keys is not None or tile.subtiles == 1 or tile.tokens == 1:
+            return None
+        spans = [T.alloc_buffer((len(clauses) * tile.subtiles,), "int32") for _ in range(4)]
         with T.serial(self.subtiles) as sub:
             first = T.bind(load(self.lanes.position, sub * tile.lanes))
             last = T.bind(load(self.lanes.position, sub * tile.lanes + (tile.lanes - 1)))
-            bounds = self._hull(clause, keys, first, last)
-            lo, hi = bounds.lo, bounds.hi
-            for other in source.clauses:
-                if other is not clause:
-                    more_lo, more_hi = self._ends(other.hull, keys, first, last)
-                    lo, hi = minimum(lo, more_lo), maximum(hi, more_hi)
-            ends = (lo, hi, bounds.sure_lo, bounds.sure_hi)
-            for memory, end in zip(spans, ends, strict=True):
-                store(memory, end, sub)
+            for n, clause in enumerate(clauses):
+                bounds = self._hull(clause, keys, first, last)
+                lo, hi = bounds.lo, bounds.hi
+                for other in source.clauses:
+                    if other is not clause:
+                        more_lo, more_hi = self._ends(other.hull, keys, first, last)
+                        lo, hi = minimum(lo, more_lo), maximum(hi, more_hi)
+                for memory, end in zip(spans, replace(bounds, lo=lo, hi=hi).ends, strict=True):
+                    store(memory, end, sub + n * tile.subtiles)
         return spans
 
     def _cut(self, size: Value) -> tuple[Value, Value]:
@@ -135,26 +153,27 @@ class Pass(View):
                 self.kernel.arguments, self.sequence, chunk, key_head, self.tile.width, plan.copy
             )
             feed.prepare((source.k, source.v))
-            for clause in source.clauses:
-                self._walk(clause, source, chunk, feed, state, queries)
+            for clauses in alike(source.clauses):
+                self._walk(clauses, source, chunk, feed, state, queries)
         return state
 
     def _walk(
         self,
-        clause: Clause,
+        clauses: Sequence_[Clause],
         source: KeySource,
         chunk: Chunk,
         feed: Feed,
         state: State,
         queries: Memory,
     ) -> None:
+        clause = clauses[0]
         length = T.bind(self.sequence.count(source.k.rows))
-        bounds = self._bounds(clause, length)
-        spans = self._spans(clause, source, length)
+        bounds = [self._bounds(c, length) for c in clauses]
+        spans = self._spans(clauses, source, length)
         merged = self._merges(clause)
         looked_up = {e: self._find(e) for e in walk(clause.residual) if isinstance(e, Member)}
 
-        def body(count: Value, masked: Value) -> None:
+        def body(count: Value, masked: Value, number: Value | int = 0) -> None:
             feed.load(count)
             visible = self._visibility(clause, chunk, looked_up, count, masked)
             every = Slots(const(0, "int32"), count)
@@ -162,7 +181,8 @@ class Pass(View):
                 if spans is None:
                     self._attend(source, chunk, feed, state, queries, visible, sub, every, masked)
                     return
-                lo, hi, sure_lo, sure_hi = (T.bind(load(m, sub)) for m in spans)
+                at = number * self.tile.subtiles + sub
+                lo, hi, sure_lo, sure_hi = (T.bind(load(m, at)) for m in spans)
                 first = T.bind(load(chunk.position, 0))
                 step = chunk.step
                 begin = stream.pin(maximum(lo - first, const(0, "int32")) // step * step)
@@ -174,8 +194,9 @@ class Pass(View):
                     )
 
         if clause.keys is None:
-            stream.walk_range(chunk, bounds, body)
+            stream.walk_ranges(chunk, bounds, body)
             return
+        (bound,) = bounds
         found = self._find(clause.keys.member)
         begin, end = self._cut(found.width)
         items = Items(
@@ -187,9 +208,9 @@ class Pass(View):
             slash=(lambda t: self.i_min + t) if clause.keys.slash else None,
         )
         if merged or clause.keys.slash:
-            stream.walk_merged(chunk, bounds, items, self.tile.tokens, self.present, body)
+            stream.walk_merged(chunk, bound, items, self.tile.tokens, self.present, body)
         else:
-            stream.walk_list(chunk, bounds, items, body)
+            stream.walk_list(chunk, bound, items, body)
 
     def _attend(
         self,

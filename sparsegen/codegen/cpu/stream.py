@@ -7,7 +7,7 @@ the register tile repeat the last real key, so that microkernels may read them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsegen.codegen.tvm import (
@@ -99,6 +99,31 @@ class Bounds:
     hi: Value
     sure_lo: Value
     sure_hi: Value
+
+    @property
+    def ends(self) -> tuple[Value, ...]:
+        """Return all four, in order."""
+        return self.lo, self.hi, self.sure_lo, self.sure_hi
+
+
+def walk_ranges(
+    chunk: Chunk, ranges: Sequence[Bounds], body: Callable[[Value, Value, Value | int], None]
+) -> None:
+    """Visit the keys lo <= j < hi of each range in order; `body` is also told which range it is.
+
+    Several ranges are rows of a table that one loop goes through, since the code for a chunk is
+    long.
+    """
+    if len(ranges) == 1:
+        walk_range(chunk, ranges[0], lambda count, masked: body(count, masked, 0))
+        return
+    table = [T.alloc_buffer((len(ranges),), "int32") for _ in range(4)]
+    for n, each in enumerate(ranges):
+        for memory, end in zip(table, each.ends, strict=True):
+            store(memory, end, n)
+    with T.serial(len(ranges)) as n:
+        bounds = Bounds(*(T.bind(load(memory, n)) for memory in table))
+        walk_range(chunk, bounds, lambda count, masked: body(count, masked, n))
 
 
 def walk_range(chunk: Chunk, bounds: Bounds, body: Body) -> None:

@@ -67,7 +67,7 @@ class View:
         self.names: dict[Expr, str] = {}
         self.symbols: dict[str, Value] = {
             "i_min": i_min,
-            "i_max": T.bind(i_min + present - 1),
+            "i_max": stream.pin(i_min + present - 1),
         }
 
     def _closed(self, expr: Expr, found: dict[Expr, Value]) -> Expr:
