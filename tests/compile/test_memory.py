@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -19,21 +20,23 @@ program = patterns.load(name).trace(**hyper)
 letters = {k: v for k, v in sizes.items() if k not in "TS"}
 kernel = sg.compile(program, target="cpu", sizes=letters)
 
-def inputs(**lengths):
-    made = patterns.random_inputs(program, {**sizes, **lengths})
+def inputs():
+    made = patterns.random_inputs(program, sizes)
     return {n: torch.from_numpy(x) for n, x in made.items()}
 
 def status(key):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(x.split()[1]) / 1024 for x in lines if x.startswith(key + ":"))
 
-kernel(**inputs(T=64, S=256))
 large = inputs()
+kernel(**large)  # pages of libraries are no working memory
 Path("/proc/self/clear_refs").write_text("5")
 before = status("VmRSS")
 out = kernel(**large)
 print(status("VmHWM") - before - out.numel() * out.element_size() / 2**20)
 """
+# What is freed goes back to the system at once, so that a second call shows what it takes.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 HEADS = {"Hq": 2, "Hk": 1, "D": 16, "E": 16}
 CASES = {
     # 4096 x 16384 scores are 256 MiB for each head.
@@ -57,7 +60,8 @@ def test_memory_is_linear(name: str) -> None:
         [sys.executable, "-c", SCRIPT, name, repr(sizes), repr(hyper)],
         capture_output=True,
         text=True,
+        env={**os.environ, **MALLOC},
     )
     assert done.returncode == 0, done.stderr
     mib = float(done.stdout)
-    assert mib < 24, f"{mib:.0f} MiB beside the output"
+    assert mib < 16, f"{mib:.0f} MiB beside the output"
