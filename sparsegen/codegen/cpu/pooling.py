@@ -52,13 +52,14 @@ def panels(cuts: list[int], lanes: int, vectors: int) -> Iterator[Panel]:
         cuts: ascending; the first is 0 and the last the number of channels.
     """
     for first, end in itertools.pairwise(cuts):
-        for width, each in ((lanes * vectors, lanes), (lanes, lanes), (1, 1)):
-            width = width if width > 1 else end - first
-            count = (end - first) // width if width else 0
+        for width in (lanes * vectors, lanes):
+            count = (end - first) // width
             if count:
-                each = each if each > 1 else width
-                yield Panel(f"{first}_{width}", first, count, width, each)
+                yield Panel(f"{first}_{width}", first, count, width, lanes)
                 first += count * width
+        if first < end:
+            left = end - first
+            yield Panel(f"{first}_{left}", first, 1, left, left)
 
 
 @dataclass(frozen=True)
