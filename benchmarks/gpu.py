@@ -184,16 +184,44 @@ def sustained(function: Any, flush: torch.Tensor, seconds: float = 0.5) -> float
     return times[len(times) // 2] / 1e3
 
 
+class Timer:
+    """Times functions beside the ceiling: torch's product of two 8192 x 8192 matrices."""
+
+    def __init__(self) -> None:
+        self.flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
+        self.factors = [
+            torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2)
+        ]
+
+    def row(self, function: Any, flops: float) -> dict[str, float]:
+        """Return the time of a call of `flops`, its rate and its share of the ceiling."""
+        limit = 2 * 8192**3 / sustained(lambda: self.factors[0] @ self.factors[1], self.flush)
+        taken = sustained(function, self.flush)
+        rate = flops / taken
+        return {
+            "ms": taken * 1e3, "tflops": rate / 1e12, "ceiling_tflops": limit / 1e12,
+            "share": rate / limit,
+        }  # fmt: skip
+
+
+def show(row: dict[str, Any]) -> None:
+    """Print a row of results."""
+    print({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()})
+
+
+def write(rows: list[dict[str, Any]], out: Path) -> None:
+    """Write results with machine and date."""
+    report = {
+        "machine": torch.cuda.get_device_name(), "torch": torch.__version__,
+        "date": date.today().isoformat(), "workloads": rows,
+    }  # fmt: skip
+    out.write_text(json.dumps(report, indent=2) + "\n")
+
+
 def measure(folder: Path, out: Path) -> None:
     """Check, then time every workload beside the ceiling."""
     check(folder)
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-    b = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-
-    def ceiling() -> float:
-        return 2 * 8192**3 / sustained(lambda: a @ b, flush)
-
+    timer = Timer()
     rows = []
     for heads in (128, 64):
         for n_k in (8192, 32768, 131072):
@@ -201,23 +229,11 @@ def measure(folder: Path, out: Path) -> None:
                 call = Call(folder, heads, 2048, "bfloat16", [(4096, n_k)], causal=False)
                 call.index[:, int(2048 * (1 - padded)) :] = -1
                 error = call.check(499)
-                limit = ceiling()
-                taken = sustained(call, flush)
-                slots = 2048 * (1 - padded)
-                rate = 2 * 4096 * heads * slots * (D_QK + D_V) / taken
-                rows.append(
-                    {
-                        "workload": "W1", "heads": heads, "keys": n_k, "padding": padded,
-                        "ms": taken * 1e3, "tflops": rate / 1e12, "ceiling_tflops": limit / 1e12,
-                        "share": rate / limit, "error": error,
-                    }
-                )  # fmt: skip
-                print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()})
-    report = {
-        "machine": torch.cuda.get_device_name(), "torch": torch.__version__,
-        "date": date.today().isoformat(), "workloads": rows,
-    }  # fmt: skip
-    out.write_text(json.dumps(report, indent=2) + "\n")
+                flops = 2 * 4096 * heads * 2048 * (1 - padded) * (D_QK + D_V)
+                what = {"workload": "W1", "heads": heads, "keys": n_k, "padding": padded}
+                rows.append({**what, **timer.row(call, flops), "error": error})
+                show(rows[-1])
+    write(rows, out)
 
 
 if __name__ == "__main__":

@@ -9,18 +9,17 @@ FLOPs count the pairs that a query sees.
 
 from __future__ import annotations
 
-import json
+import functools
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sparsegen as sg
-from benchmarks.gpu import COSINE, OUT, sustained
+from benchmarks.gpu import COSINE, OUT, Timer, show, write
 
 PAGE = 64
 
@@ -126,28 +125,15 @@ def check(w: Workload, kernel: Callable[..., Any], args: list[Any], given: dict[
 
 def measure(folder: Path, out: Path) -> None:
     """Check, then time every workload beside the ceiling."""
-    flush = torch.empty(256 << 20, dtype=torch.uint8, device="cuda")
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    rows = []
+    timer, rows = Timer(), []
     for name, w in WORKLOADS.items():
         kernel = sg.load(folder / name.replace(" ", "-"))
         args, given = inputs_of(w)
         error = check(w, kernel, args, given)
-        ceiling = 2 * 8192**3 / sustained(lambda: a @ b, flush)
-        taken = sustained(lambda k=kernel, x=args, g=given: k(*x, **g), flush)
-        rate = w.flops / taken
-        rows.append(
-            {
-                "workload": name, "ms": taken * 1e3, "tflops": rate / 1e12,
-                "ceiling_tflops": ceiling / 1e12, "share": rate / ceiling, "error": error,
-            }
-        )  # fmt: skip
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in rows[-1].items()})
-    report = {
-        "machine": torch.cuda.get_device_name(), "torch": torch.__version__,
-        "date": date.today().isoformat(), "workloads": rows,
-    }  # fmt: skip
-    out.write_text(json.dumps(report, indent=2) + "\n")
+        taken = timer.row(functools.partial(kernel, *args, **given), w.flops)
+        rows.append({"workload": name, **taken, "error": error})
+        show(rows[-1])
+    write(rows, out)
 
 
 if __name__ == "__main__":

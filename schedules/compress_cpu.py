@@ -20,6 +20,8 @@ FAMILY = "compress"
 REQUIRES = frozenset({"cpu"})
 PRIORITY = 0
 
+_ROWS = 3
+"""Windows whose products are accumulated at a time."""
 _DEPTH = 512
 """Contracted elements of a product at a time, at most: their weights stay in a cache."""
 
@@ -92,9 +94,6 @@ def _emit(task: CompressTask, knobs: Knobs, arch: Arch, nest: Nest, arguments: A
             windows.multiply(tiling_of(task, knobs, lanes))
         else:
             windows.pool(lanes, knobs.vectors)
-
-
-_ROWS = 3
 
 
 def tiling_of(task: CompressTask, knobs: Knobs, lanes: int) -> Tiling:

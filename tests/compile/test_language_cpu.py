@@ -72,8 +72,7 @@ def bias_table(q: Q, k: K, v: V, bias: sg.Tensor["Hq n"]):
     """A learned bias for each head and clamped distance."""
     i, j = sg.index(q, k)
     h = sg.head(q)
-    mod = lambda s: s + bias[h, sg.minimum(i - j, 9)]  # noqa: E731
-    return sg.attend(q, k, v, where=j <= i, mod=mod)
+    return sg.attend(q, k, v, where=j <= i, mod=lambda s: s + bias[h, sg.minimum(i - j, 9)])
 
 
 @sg.pattern
@@ -81,7 +80,10 @@ def capped_alibi(q: Q, k: K, v: V, slope: sg.Tensor["Hq"]):
     """Two modifications of the score and a switch."""
     i, j = sg.index(q, k)
     h = sg.head(q)
-    mod = lambda s: sg.where(j % 2 == 0, 3 * sg.tanh(s / 3), s) - sg.abs(slope[h]) * (i - j)  # noqa: E731
+
+    def mod(s: Any) -> Any:
+        return sg.where(j % 2 == 0, 3 * sg.tanh(s / 3), s) - sg.abs(slope[h]) * (i - j)
+
     out = sg.attend(q, k, v, where=j <= i, mod=mod, scale=0.3)
     return out, out.lse
 

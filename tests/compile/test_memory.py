@@ -52,7 +52,10 @@ CASES = {
 }
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"),
+    reason="resident memory is read from /proc, which only Linux has",
+)
 @pytest.mark.parametrize("name", CASES)
 def test_memory_is_linear(name: str) -> None:
     sizes, hyper = CASES[name]

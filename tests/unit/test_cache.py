@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
@@ -26,12 +25,8 @@ def root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
-def building(
-    content: bytes, calls: list[Path] | None = None
-) -> Callable[[Path], Mapping[str, Any]]:
+def building(content: bytes) -> Callable[[Path], Mapping[str, Any]]:
     def build(path: Path) -> Mapping[str, Any]:
-        if calls is not None:
-            calls.append(path)
         path.write_bytes(content)
         return {"content": content.hex()}
 
@@ -114,10 +109,8 @@ print("got it", flush=True)
 
 
 def start(seconds: float) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(seconds)], stdout=subprocess.PIPE, text=True,
-        env={**os.environ},
-    )  # fmt: skip
+    command = [sys.executable, "-c", SCRIPT, str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_processes_at_once_build_once() -> None:

@@ -20,6 +20,25 @@ for name in sorted(patterns.names()):
 """
 
 
+POSTPONED = """
+from __future__ import annotations
+import sparsegen as sg
+Q = sg.Tensor["T Hq D"]
+T = "no declaration, so a letter"
+
+@sg.pattern
+def full(q: Q, k: sg.Tensor["S Hk D"], v: "S Hk E", bias: "T"):
+    return sg.attend(q, k, v)
+"""
+
+
+def test_axes_are_found_behind_postponed_annotations() -> None:
+    scope: dict[str, sg.Pattern] = {}
+    exec(compile(POSTPONED, "user.py", "exec"), scope)
+    axes = [" ".join(map(str, node.axes)) for node in scope["full"].inputs]
+    assert axes == ["T Hq D", "S Hk D", "S Hk E", "T"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_json_round_trip(name: str) -> None:
     program = patterns.load(name).program

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from collections.abc import Sequence as Sequence_
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from sparsegen.codegen.cpu.attend import AttendKernel
 
 
-def alike(clauses: Sequence_[Clause]) -> list[list[Clause]]:
+def alike(clauses: Iterable[Clause]) -> list[list[Clause]]:
     """Group clauses that one loop over keys can walk: ranges that hide the same pairs."""
     groups: list[list[Clause]] = []
     for clause in clauses:
@@ -102,9 +101,7 @@ class Pass(View):
         lo, hi = stream.pin(whole.lo + begin), stream.pin(whole.lo + end)
         return replace(whole, lo=lo, hi=hi)
 
-    def _spans(
-        self, clauses: Sequence_[Clause], source: KeySource, keys: Value
-    ) -> list[Memory] | None:
+    def _spans(self, clauses: list[Clause], source: KeySource, keys: Value) -> list[Memory] | None:
         """Return the bounds of each sub-tile [clause][sub-tile]; None where the tile's say it all.
 
         Where clauses meet depends on the tokens, and the clauses are walked with the tile's: a key
@@ -159,7 +156,7 @@ class Pass(View):
 
     def _walk(
         self,
-        clauses: Sequence_[Clause],
+        clauses: list[Clause],
         source: KeySource,
         chunk: Chunk,
         feed: Feed,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,7 @@ class Windows:
             with self.nest.block(f"x{n}", self.count, width, field.part.size) as (e, m, d):
                 x = self._read(field, where, e * task.entries.stride + m, d + field.first)
                 if task.bias is not None:
-                    x = x + self._slot(task.bias, m, d + field.first)
+                    x = x + self._bias(task.bias, m, d + field.first)
                 store(rows, x, e, m * inner + d + field.first)
             self.nest.vectorize(f"x{n}", field.part.size, tiling.lanes)
         flat = self.arguments[weight].flat
@@ -167,7 +168,7 @@ class Windows:
             return field.read(load(where, m + self._back), self.head, d)
         return field.read(self.sequence.row(rows, self._start + m), self.head, d)
 
-    def _slot(self, buffer: Buffer, m: Value, d: Value) -> Value:
+    def _bias(self, buffer: Buffer, m: Value, d: Value) -> Value:
         """Return the bias of slot m for channel d."""
         return vec.load_f32(self.arguments[buffer].flat, buffer.dtype, m * buffer.shape[1] + d)
 
@@ -182,8 +183,8 @@ class Windows:
     def _reduced(self, p: Panel, where: Memory | None) -> None:
         task, width = self.task, self.task.entries.width
         begin = {"max": -math.inf, "min": math.inf}.get(task.how, 0.0)
-        combine = _COMBINE.get(task.how, _sum)
-        field = next(_covering(self.arguments, task.x, p))
+        combine = _COMBINE.get(task.how, operator.add)
+        field = _covering(self.arguments, task.x, p)
         with self.nest.scope(f"windows_{p.tag}", self.count, p.count) as (e, run):
             first, channel = e * task.entries.stride, run * p.width + p.first
             size = const(width, "int64")
@@ -195,7 +196,7 @@ class Windows:
                     store(held, const(begin, "float32"), j)
                 x = self._read(field, where, first + m, channel + j)
                 if task.bias is not None:
-                    x = x + self._slot(task.bias, m, channel + j)
+                    x = x + self._bias(task.bias, m, channel + j)
                 if task.weight is not None:
                     flat = self.arguments[task.weight].flat
                     x = x * vec.load_f32(flat, task.weight.dtype, m)
@@ -217,13 +218,13 @@ class Windows:
 
             def copy(name: str, operands: tuple[Operand, Operand], to: Value, slot: int) -> None:
                 """Copy the window that the bias counts from `slot` on to where slots begin."""
-                x, gate = (next(_covering(self.arguments, o, p)) for o in operands)
+                x, gate = (_covering(self.arguments, o, p) for o in operands)
                 size, shift = (before, -width) if name == "before" else (own, 0)
                 with nest.block(f"{name}_{p.tag}", size, p.width) as (m, j):
                     at, d = start + m + shift, channel + j
                     z = self._read(gate, where, at, d)
                     if task.bias is not None:
-                        z = z + self._slot(task.bias, m + slot, d)
+                        z = z + self._bias(task.bias, m + slot, d)
                     store(gates, z, to + m, j)
                     store(values, self._read(x, where, at, d), to + m, j)
                 nest.vectorize(f"{name}_{p.tag}", p.width, p.lanes)
@@ -281,15 +282,9 @@ def _cuts(operand: Operand) -> list[int]:
     return cuts
 
 
-def _covering(arguments: Arguments, operand: Operand, p: Panel) -> Iterator[Field]:
-    """Yield the one field that has the channels of a panel."""
-    for field in fields(arguments, operand):
-        if field.first <= p.first < field.first + field.part.size:
-            yield field
-
-
-def _sum(a: Value, b: Value) -> Value:
-    return a + b
+def _covering(arguments: Arguments, operand: Operand, p: Panel) -> Field:
+    """Return the field that has the channels of a panel."""
+    return next(f for f in fields(arguments, operand) if p.first < f.first + f.part.size)
 
 
 def _larger(a: Value, b: Value) -> Value:
