@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsegen.arch import Arch
@@ -142,14 +142,16 @@ def _lists(task: AttendTask) -> str | None:
 
 def _first(task: AttendTask, arch: Arch) -> Knobs | str:
     """Return the first cut that fits, or why none does."""
-    found = key_list(task)
-    reason = "no cut"
+    found, reason = key_list(task), "no cut"
+    small = Knobs(groups=3, keys=64, resident=1, ahead=False)
     if found is not None:
+        # Skipped chunks would empty a pipeline of scores and sums again and again.
         keys = min(found[1].granule, 64)
-        wanted = [Knobs(3, keys, n, 1, 1, False) for n in (6, 5, 4, 3, 2)]
-        wanted += [Knobs(2, keys, n, 1, 0, False) for n in (6, 4, 3, 2)]
+        wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
+        wanted += [replace(small, keys=keys, stages=n, groups=2) for n in (4, 3, 2)]
     else:
-        wanted = [Knobs(2, 128, n) for n in (3, 2)] + [Knobs(2, 64, n) for n in (4, 3, 2)]
+        wanted = [replace(small, stages=4, queries=2), replace(small, stages=4)]
+    wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:
         excluded = _excluded(task, knobs, arch)
         if excluded is None:

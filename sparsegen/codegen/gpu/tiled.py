@@ -3,7 +3,7 @@
 A block of threads takes items, tiles of queries of neighbouring heads, one after the other:
 
     feed     one warp loads queries, then keys and values in chunks, through the copy engine
-    compute  each other warp group has 64 rows, (token, head) pairs, and skips chunks it need not see
+    compute  each other warp group has 64 rows, (token, head) pairs, and skips what it does not see
 
 Lists of blocks are united first (`union`): the tokens of an item walk each block that one of them
 selects once. What tensor cores cannot do as the contract has it, a NaN among values that one row

@@ -135,7 +135,8 @@ class Feed:
             twice = load(kernel.united.flat, item.united + 1)
         values = {
             "there": const(1, "int32"), "chunks": self._chunks(item), "head": item.head,
-            "first": first, "entry": entry, "twice": twice, "number": cast(sequence.number, "int32"),
+            "first": first, "entry": entry, "twice": twice,
+            "number": cast(sequence.number, "int32"),
             "q_start": cast(sequence.q_start, "int32"),
             "k_start": cast(sequence.k_start, "int32"), "n_q": sequence.n_q,
             "n_k": sequence.n_k, "q_off": sequence.q_off,

@@ -150,12 +150,12 @@ def pack_tile(
             store(out, pack(low, high, dtype), 4 * (j // 2) + 2 * (j % 2) + half)
 
 
-def pack_columns(out: Memory, acc: Memory, dtype: str, to: int, first: int, columns: int) -> None:
-    """Round accumulators of `columns` columns, from register `first` on, into A operands."""
+def pack_columns(out: Memory, acc: Memory, dtype: str, columns: int) -> None:
+    """Round accumulators of `columns` columns into A operands: uint32 [columns / 4]."""
     for j in range(columns // 8):
         for half in range(2):
-            low, high = (load(acc, first + 4 * j + 2 * half + c) for c in range(2))
-            store(out, pack(low, high, dtype), to + 4 * (j // 2) + 2 * (j % 2) + half)
+            low, high = (load(acc, 4 * j + 2 * half + c) for c in range(2))
+            store(out, pack(low, high, dtype), 4 * (j // 2) + 2 * (j % 2) + half)
 
 
 def swizzled(row: Value, piece: Value) -> Value:
