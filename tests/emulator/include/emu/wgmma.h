@@ -105,10 +105,10 @@ void wgmma(float* const* registers, const uint32_t (&rows)[4], uint64_t da, uint
   if (!enter(g, "wgmma.mma_async", registers, da, db, keeps)) return wait(g);
   ++g.open;
   int scale = scale_a * scale_b;
+  Operand ob = operand(db), oa = kShared ? operand(da) : ob;
   if (kShared) {
-    Operand o = operand(da);
     for (int m = 0; m < 64; ++m)
-      for (int k = 0; k < 16; ++k) a[m][k] = scale * fetch<kBf16, kTransposedA>(o, m, k);
+      for (int k = 0; k < 16; ++k) a[m][k] = scale * fetch<kBf16, kTransposedA>(oa, m, k);
   } else {
     for (int m = 0; m < 64; ++m)
       for (int k = 0; k < 16; ++k) {
@@ -116,9 +116,8 @@ void wgmma(float* const* registers, const uint32_t (&rows)[4], uint64_t da, uint
         a[m][k] = scale * decode((uint16_t)(word >> (k % 2 * 16)), kBf16);
       }
   }
-  Operand o = operand(db);
   for (int n = 0; n < N; ++n)
-    for (int k = 0; k < 16; ++k) b[k][n] = fetch<kBf16, kTransposedB>(o, n, k);
+    for (int k = 0; k < 16; ++k) b[k][n] = fetch<kBf16, kTransposedB>(ob, n, k);
   multiply<N>(g, a, b);
   ++g.generation;
 }
