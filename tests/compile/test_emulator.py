@@ -220,7 +220,7 @@ COPIES = {rank: copying(rank) for rank in (2, 3, 4, 5)}
 def test_copies_of_boxes(
     run: Run, shape: tuple[int, ...], box: tuple[int, ...], at: tuple[int, ...], swizzle: int
 ) -> None:
-    x, bits = random(*shape)
+    _, bits = random(*shape)
     before = bits.copy()
     size = 2 * int(np.prod(box))
     got = np.zeros(size // 2, np.uint16)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,8 @@ from sparsegen.runtime import kernel
 from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
+CORE = Path(__file__).parent / "core" / "emulator.cc"
+_OPTIONS = ["-std=c++17", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 
 
 def translate(source: str) -> str:
@@ -39,16 +43,27 @@ def translate(source: str) -> str:
     return translate_assembly(source)
 
 
+@cache
+def _core() -> Path:
+    """Compile what all kernels share, once in a process; return the object file."""
+    folder = tempfile.TemporaryDirectory(prefix="emulator-")
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / "emulator.o"
+    options = ["-O2", "-march=native", "-fvisibility=hidden", "-c"]
+    run(["g++", *_OPTIONS, *options, str(CORE), "-o", str(file)], file.name)
+    return file
+
+
 def build(source: str, path: Path) -> None:
     """Compile the C++ that `translate` returned into the library `path`."""
+    core = _core()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cc"
         file.write_text(source)
         includes = [INCLUDE, *libinfo.include_paths()]
         command = [
-            "g++", "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-w", "-shared",
-            "-fPIC", "-fno-strict-aliasing", *(f"-I{p}" for p in includes),
-            str(file), "-o", str(path),
+            "g++", *_OPTIONS, "-O1", "-shared", *(f"-I{p}" for p in includes),
+            str(file), str(core), "-o", str(path),
         ]  # fmt: skip
         run(command, path.name)
 

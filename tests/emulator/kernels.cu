@@ -141,5 +141,5 @@ extern "C" const char* run(const char* called, int threads, unsigned long size, 
     if (error) { cuGetErrorString(error, &message); return message; }
   }
   CASES
-  return emu::failure.c_str();
+  return emu::failure_text();
 }

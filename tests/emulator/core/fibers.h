@@ -11,8 +11,7 @@
 #include <string>
 #include <vector>
 
-struct emu_dim { int x, y, z; };
-inline emu_dim threadIdx, blockIdx, blockDim, gridDim;
+emu_dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
@@ -36,9 +35,11 @@ inline constexpr int kPatience = 20000;
 // Of computing, after which a thread that has not waited for anything is given up.
 inline constexpr int kSeconds = 10;
 inline std::vector<Fiber> fibers;
-inline int current, block_threads;
+int current;
+inline int block_threads;
 inline void* scheduler;
-inline std::function<void()> body;
+inline void (*body)(const void*);
+inline const void* work;
 // Why the kernel was given up, or nothing.
 inline std::string failure;
 struct GivenUp {};
@@ -62,14 +63,15 @@ inline void blame(const std::string& what) {
   if (failure.empty()) failure = "emulator: " + what + " (block " + text(blockIdx.x) + ")";
 }
 
-// Give the kernel up; the launch returns an error with this text.
-[[noreturn]] inline void fail(const std::string& what) {
+[[noreturn]] void fail(const std::string& what) {
   blame(running ? what + ", thread " + text(current) : what);
   if (!running) throw GivenUp();
   void* unused;
   emu_switch(&unused, scheduler);
   abort();
 }
+void fail(const char* what) { fail(std::string(what)); }
+const char* failure_text() { return failure.c_str(); }
 
 inline void leave() {
   int index = current;
@@ -85,14 +87,13 @@ inline void wait(const Waitable& on) {
   leave();
 }
 
-// Let others run: whoever looks at memory again and again calls this.
-inline void poll() {
+void poll() {
   fibers[current].polls = true;
   leave();
 }
 
 inline void entry() {
-  body();
+  body(work);
   fibers[current].done = true;
   void* unused;
   emu_switch(&unused, scheduler);
