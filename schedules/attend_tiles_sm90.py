@@ -127,8 +127,8 @@ def _lists(task: AttendTask) -> str | None:
     if len(drivers) > 1:
         return "several lists drive the iteration"
     for keys in drivers:
-        if keys.slash or keys.shift or keys.granule % 16 or keys.granule > 128:
-            return "listed blocks are no 16 to 128 keys that start at a multiple of their width"
+        if keys.slash or keys.shift or not _keys(keys.granule):
+            return f"{keys.granule} keys of a listed block are no multiple of 64, nor 16 or 32"
         lists = dict(task.lists)[keys.member]
         if lists.buffer.shape[-1] == -1:
             return "lists have no width"
@@ -140,13 +140,18 @@ def _lists(task: AttendTask) -> str | None:
     return None
 
 
+def _keys(granule: int) -> int:
+    """Return the keys of a chunk of listed blocks; 0 if there is none that cuts them evenly."""
+    return next((keys for keys in (64, 32, 16) if granule % keys == 0), 0)
+
+
 def _first(task: AttendTask, arch: Arch) -> Knobs | str:
     """Return the first cut that fits, or why none does."""
     found, reason = key_list(task), "no cut"
     small = Knobs(groups=3, keys=64, resident=1, ahead=False)
     if found is not None:
         # Skipped chunks would empty a pipeline of scores and sums again and again.
-        keys = min(found[1].granule, 64)
+        keys = _keys(found[1].granule)
         wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, groups=2) for n in (4, 3, 2)]
     else:

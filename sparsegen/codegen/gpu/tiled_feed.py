@@ -208,7 +208,7 @@ class Feed:
             put(number, get(number) + 1)
             with T.If(get(number) < blocks), T.Then():
                 fetch(get(number))
-            for part in range(self._per_block(clause)):
+            with T.serial(self._per_block(clause)) as part:
                 start = load(words, 0) * clause.keys.granule + part * self.cut.keys
                 self._chunk(item, n, source, T.bind(start), words)
 

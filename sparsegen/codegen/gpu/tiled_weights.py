@@ -143,8 +143,9 @@ class Weights:
         source, clause = self.kernel.clauses[n]
         places = [self._position(half) for half in range(2)]
         first = T.bind(start + self.compute.lane % 4 * 2)
-        if exact(clause):
-            # One query sees a range: compare keys, which are constants, with its ends.
+        if len(source.clauses) == 1 and exact(clause):
+            # One query sees a range: compare keys, which are constants, with its ends. Of several
+            # clauses, the later ones leave out what the earlier ones have for the whole group.
             view = self.compute.view
             length = T.bind(view.sequence.count(source.k.rows))
             ends = []
