@@ -1,0 +1,239 @@
+"""Compile the attend tasks of the suite into a folder that a GPU machine can time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from datetime import date
+from fnmatch import fnmatch
+from importlib.resources import files
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu import suite
+from benchmarks.gpu.workload import Shape, Workload, chosen
+from sparsegen import arch as archs
+from sparsegen.errors import BindingError, SparsegenError
+from sparsegen.lowering.tasks import AttendTask, Buffer
+from sparsegen.runtime import catalog
+from sparsegen.runtime.describe import count, tensor
+
+MANIFEST = "manifest.json"
+RUNNER = "runner"  # a copy of sparsegen.runtime.standalone, which says how large buffers are
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to compile kernels: a label, and a schedule with some of its knobs or the default.
+
+    kernels  a glob of the names it is for
+    """
+
+    label: str
+    schedule: str = ""
+    knobs: tuple[tuple[str, catalog.Knob], ...] = ()
+    kernels: str = "*"
+
+    @staticmethod
+    def parse(text: str) -> Variant:
+        """Read `[KERNELS=]LABEL[:SCHEDULE[:KNOB=VALUE,...]]`."""
+        head, _, rest = text.partition(":")
+        kernels, given, label = head.rpartition("=")
+        schedule, _, knobs = rest.partition(":")
+        pairs = [pair.partition("=") for pair in knobs.split(",") if pair]
+        return Variant(
+            label, schedule, tuple((k, _value(v)) for k, _, v in pairs), kernels if given else "*"
+        )
+
+    @property
+    def override(self) -> catalog.Schedule | None:
+        """Return what to ask the catalogue for."""
+        return catalog.Schedule(self.schedule, **dict(self.knobs)) if self.schedule else None
+
+
+def _value(text: str) -> catalog.Knob:
+    if text in ("True", "False"):
+        return text == "True"
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+def build(
+    folder: Path,
+    workloads: Iterable[Workload],
+    variants: Iterable[Variant] = (Variant("default"),),
+    *,
+    target: str = "sm_90",
+    jobs: int = 1,
+) -> bool:
+    """Compile every kernel that the workloads need, in every variant that is for it.
+
+    What the folder has of other labels stays, so that several trees can build into one. A kernel
+    whose source has not changed is not compiled again. A failure is noted and stops nothing.
+
+    Returns:
+        Whether all were compiled.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = read(folder) | {"target": target, "date": date.today().isoformat()}
+    known = {w["name"]: w for w in manifest["workloads"]}
+    asked = list(workloads)
+    manifest["workloads"] = list((known | {w.name: w.to_json() for w in asked}).values())
+    _copy_runner(folder / RUNNER)
+    wanted = list(dict.fromkeys(w.kernel for w in asked))
+    todo = [(k, v) for v in variants for k in wanted if fnmatch(k, v.kernels)]
+    fine = True
+    context = get_context("spawn")
+    with ProcessPoolExecutor(max(1, min(jobs, len(todo))), mp_context=context) as pool:
+        running = {}
+        for kernel, variant in todo:
+            old = manifest["kernels"].get(kernel, {}).get("variants", {}).get(variant.label, {})
+            job = (folder, kernel, suite.SHAPES[kernel], variant, target, old)
+            running[pool.submit(compiled, *job)] = (kernel, variant)
+        for done in as_completed(running):
+            kernel, variant = running[done]
+            try:
+                entry = done.result()
+            # A worker that dies takes its pool with it; what it was asked for is a failure all the
+            # same.
+            except Exception as error:
+                entry = {"error": f"{type(error).__name__}: {error}"}
+            fine = fine and "error" not in entry
+            shape = asdict(suite.SHAPES[kernel])
+            held = manifest["kernels"].setdefault(kernel, {"shape": shape, "variants": {}})
+            held["variants"][variant.label] = entry
+            _write(folder, manifest)
+            said = entry.get("error") or f"{entry['schedule']} {entry['knobs']}, {entry['built']}"
+            print(f"{kernel} {variant.label}: {said}", flush=True)
+    return fine
+
+
+def compiled(
+    folder: Path, kernel: str, shape: Shape, variant: Variant, target: str, old: dict[str, Any]
+) -> dict[str, Any]:
+    """Compile one variant of a kernel; return what the manifest says of it."""
+    try:
+        return _compiled(folder, kernel, shape, variant, target, old)
+    except SparsegenError as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _compiled(
+    folder: Path, name: str, shape: Shape, variant: Variant, target: str, old: dict[str, Any]
+) -> dict[str, Any]:
+    from sparsegen.codegen import tvm
+    from sparsegen.codegen.gpu.build import compile_source
+
+    start = time.perf_counter()
+    arch = archs.get(target)
+    task = next(t for t in suite.of(shape).plan.tasks if isinstance(t, AttendTask))
+    choice = catalog.choose(task, arch, variant.override)
+    module = choice.module.apply(task, choice.knobs, arch)
+    file = f"{name}.{variant.label}.so"
+    library = folder / file
+    if arch.kind == "cuda":
+        source = tvm.cuda_source(module, arch)
+        key = hashlib.sha256(source.encode()).hexdigest()
+        same = old.get("source") == key and library.is_file()
+        if not same:
+            compile_source(source, arch, library)
+            (folder / f"{name}.{variant.label}.cu").write_text(source)
+    else:
+        key, same = "", False
+        tvm.build(module, arch, library)
+    return {
+        "file": file,
+        "function": task.name,
+        "schedule": choice.stem,
+        "knobs": asdict(choice.knobs),
+        "declined": [list(x) for x in choice.declined],
+        "arguments": [*_arguments(task), *_scratch(choice, task, arch)],
+        "source": key,
+        "commit": commit(),
+        "built": "as before" if same else f"compiled in {time.perf_counter() - start:.0f} s",
+    }
+
+
+def _arguments(task: AttendTask) -> Iterator[dict[str, Any]]:
+    """Yield what the function takes after the metadata: each buffer and the part it plays."""
+    (source,) = task.sources
+    parts: dict[str, str] = {task.o.name: "o"}
+    if task.lse is not None:
+        parts[task.lse.name] = "lse"
+    parts |= {lists.buffer.name: "list" for _, lists in task.lists}
+    # Values that are the first elements of the keys come with them.
+    for part, operand in (("v", source.v), ("k", source.k), ("q", task.q)):
+        parts |= {p.buffer.name: part for p in operand.parts}
+    for buffer in (*task.reads, *task.writes):
+        yield _argument(parts[buffer.name], buffer, 0)
+
+
+def _scratch(choice: catalog.Choice, task: AttendTask, arch: archs.Arch) -> Iterator[Any]:
+    for buffer, capacity in catalog.scratch(choice, task, arch):
+        yield _argument("scratch", buffer, count(capacity))
+
+
+def _argument(part: str, buffer: Buffer, capacity: Any) -> dict[str, Any]:
+    return {"part": part, "tensor": asdict(tensor(buffer, capacity=capacity))}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder, an empty one if there is none."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {"workloads": [], "kernels": {}}
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def _write(folder: Path, manifest: dict[str, Any]) -> None:
+    new = folder / f"{MANIFEST}.new"
+    new.write_text(json.dumps(manifest, indent=1) + "\n")
+    new.replace(folder / MANIFEST)
+
+
+def _copy_runner(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for source in files("sparsegen.runtime.standalone").iterdir():
+        if source.name.endswith(".py"):
+            (folder / source.name).write_text(source.read_text(encoding="utf-8"))
+
+
+def commit() -> str:
+    """Return the commit of this tree, with a plus if it has changed since."""
+    root = Path(__file__).parents[2]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    head = git("rev-parse", "--short", "HEAD")
+    return head + ("+" if head and git("status", "--porcelain", "-uno") else "")
+
+
+def matching(only: str) -> list[Workload]:
+    """Return the workloads that are asked for: see `named`; all if nothing is.
+
+    Raises:
+        BindingError: there are none.
+    """
+    found = chosen(suite.WORKLOADS, only)
+    if not found:
+        raise BindingError(
+            f"no workload is called {only!r}",
+            hint=f"they are {', '.join(w.name for w in suite.WORKLOADS)}",
+        )
+    return found
+
+
+def processors() -> int:
+    """Return how many kernels to compile at once."""
+    return len(os.sched_getaffinity(0))
