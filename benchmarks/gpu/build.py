@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -74,43 +74,55 @@ def build(
 ) -> bool:
     """Compile every kernel that the workloads need, in every variant that is for it.
 
-    What the folder has of other labels stays, so that several trees can build into one. A kernel
-    whose source has not changed is not compiled again. A failure is noted and stops nothing.
-
     Returns:
         Whether all were compiled.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = read(folder) | {"target": target, "date": date.today().isoformat()}
-    known = {w["name"]: w for w in manifest["workloads"]}
     asked = list(workloads)
-    manifest["workloads"] = list((known | {w.name: w.to_json() for w in asked}).values())
+    manifest = read(folder)
+    known = {w["name"]: w for w in manifest["workloads"]} | {w.name: w.to_json() for w in asked}
+    write(folder, manifest | {"workloads": list(known.values())})
+    shapes = {w.kernel: suite.SHAPES[w.kernel] for w in asked}
+    return build_shapes(folder, shapes, variants, target=target, jobs=jobs)
+
+
+def build_shapes(
+    folder: Path,
+    shapes: Mapping[str, Shape],
+    variants: Iterable[Variant],
+    *,
+    target: str = "sm_90",
+    jobs: int = 1,
+) -> bool:
+    """Compile kernels by name, in every variant that is for them; return whether all went well.
+
+    What the folder has of other labels stays, so that several trees can build into one. A kernel
+    whose source has not changed is not compiled again. A failure is noted and stops nothing.
+    """
+    manifest = read(folder) | {"target": target, "date": date.today().isoformat()}
     _copy_runner(folder / RUNNER)
-    wanted = list(dict.fromkeys(w.kernel for w in asked))
-    todo = [(k, v) for v in variants for k in wanted if fnmatch(k, v.kernels)]
+    todo = [(name, v) for v in variants for name in shapes if fnmatch(name, v.kernels)]
     fine = True
     context = get_context("spawn")
     with ProcessPoolExecutor(max(1, min(jobs, len(todo))), mp_context=context) as pool:
         running = {}
-        for kernel, variant in todo:
-            old = manifest["kernels"].get(kernel, {}).get("variants", {}).get(variant.label, {})
-            job = (folder, kernel, suite.SHAPES[kernel], variant, target, old)
-            running[pool.submit(compiled, *job)] = (kernel, variant)
+        for name, variant in todo:
+            kernel = manifest["kernels"].setdefault(name, {"shape": {}, "variants": {}})
+            kernel["shape"] = asdict(shapes[name])
+            old = kernel["variants"].get(variant.label, {})
+            job = (folder, name, shapes[name], variant, target, old)
+            running[pool.submit(compiled, *job)] = (name, variant)
         for done in as_completed(running):
-            kernel, variant = running[done]
+            name, variant = running[done]
             try:
                 entry = done.result()
-            # A worker that dies takes its pool with it; what it was asked for is a failure all the
-            # same.
+            # A worker that dies takes the pool with it, and all that it was still to do.
             except Exception as error:
                 entry = {"error": f"{type(error).__name__}: {error}"}
             fine = fine and "error" not in entry
-            shape = asdict(suite.SHAPES[kernel])
-            held = manifest["kernels"].setdefault(kernel, {"shape": shape, "variants": {}})
-            held["variants"][variant.label] = entry
-            _write(folder, manifest)
+            manifest["kernels"][name]["variants"][variant.label] = entry
+            write(folder, manifest)
             said = entry.get("error") or f"{entry['schedule']} {entry['knobs']}, {entry['built']}"
-            print(f"{kernel} {variant.label}: {said}", flush=True)
+            print(f"{name} {variant.label}: {said}", flush=True)
     return fine
 
 
@@ -192,7 +204,9 @@ def read(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _write(folder: Path, manifest: dict[str, Any]) -> None:
+def write(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     new = folder / f"{MANIFEST}.new"
     new.write_text(json.dumps(manifest, indent=1) + "\n")
     new.replace(folder / MANIFEST)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.check import PEER as PEER_ERROR
 from benchmarks.gpu.check import Reference, WrongError, check, trials
 from benchmarks.gpu.clock import Ceilings, Reel, Times
 from benchmarks.gpu.kernels import Call, Folder, Kernel
@@ -22,6 +23,7 @@ from benchmarks.gpu.peers import peers
 from benchmarks.gpu.problem import Problem
 from benchmarks.gpu.workload import Workload
 
+DEVICE = "cuda"
 PEER = "peer: "
 TIMING = "timing: "
 
@@ -145,11 +147,17 @@ def _serve(pipe: Connection, path: Path, options: Options) -> None:
                 pipe.send(("machine", machine()))
             pipe.send(("row", bench.row(workload, failed)))
             torch.cuda.empty_cache()
-            torch.cuda.synchronize()
+            settle()
         except Exception as error:
             traceback.print_exc()
             pipe.send(("error", f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"))
             return
+
+
+def settle() -> None:
+    """Wait for the GPU; an error of a kernel that ran shows here."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def machine() -> dict[str, Any]:
@@ -186,7 +194,7 @@ class Bench:
         """
         variants = self.folder.variants(workload.kernel)
         self.told("the inputs")
-        problem = Problem.of(self.folder.shapes[workload.kernel], workload)
+        problem = Problem.of(self.folder.shapes[workload.kernel], workload, DEVICE)
         reference = Reference(problem)
         flops, moved = problem.flops, problem.bytes
         kernels: dict[str, dict[str, Any]] = {}
@@ -209,8 +217,8 @@ class Bench:
             held = others[name] if label.startswith(PEER) else kernels[label]
             held |= rates(taken, flops, moved, ceilings)
         return {
-            **workload.to_json(), "flops": flops, "bytes": moved, "kernels": kernels,
-            "peers": others, "ceiling": asdict(ceilings),
+            **workload.to_json(), "shape": asdict(problem.shape), "flops": flops, "bytes": moved,
+            "kernels": kernels, "peers": others, "ceiling": asdict(ceilings),
         }  # fmt: skip
 
     def _refuse(self, what: str, failed: dict[str, str]) -> None:
@@ -238,7 +246,7 @@ class Bench:
         return call
 
     def _try(self, kernel: Kernel) -> None:
-        for trial in trials(kernel.shape, "cuda"):
+        for trial in trials(kernel.shape, DEVICE):
             try:
                 check(kernel, Call(kernel, trial), Reference(trial, range(trial.rows)))
             except WrongError as error:
@@ -253,7 +261,7 @@ class Bench:
             try:
                 self._refuse(PEER + name, failed)
                 function, outputs = prepare()
-                held["error_of_row"] = reference.error(outputs(function()))
+                held["error_of_row"] = reference.distance(outputs(function()), PEER_ERROR)
             except ImportError:
                 continue
             except Exception as error:
@@ -264,7 +272,7 @@ class Bench:
 
     def _note(self, held: dict[str, Any], error: Exception) -> None:
         """Note what is wrong, if the GPU still works."""
-        torch.cuda.synchronize()
+        settle()
         said = (str(error).splitlines() or [""])[0][:300]
         wrong = isinstance(error, WrongError)
         held["error"] = f"WRONG: {said}" if wrong else f"{type(error).__name__}: {said}"
