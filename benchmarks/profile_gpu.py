@@ -3,8 +3,8 @@
     python -m benchmarks.profile_gpu FOLDER WORKLOAD OUT.json [--label default] [--raw OUT.csv]
 
 FOLDER is what `python -m benchmarks.gpu build` wrote. Needs a GPU, ncu, torch and tvm-ffi. Clocks
-are left as they are. Of every kernel that the call launches: time, how busy the tensor cores, shared
-memory, L2 and device memory were, registers and occupancy, and why warps waited.
+are left as they are. Of every kernel that the call launches: time, how busy the tensor cores,
+shared memory, L2 and device memory were, registers and occupancy, and why warps waited.
 """
 
 from __future__ import annotations
