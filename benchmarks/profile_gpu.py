@@ -25,17 +25,31 @@ SECTIONS = (
     "SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis",
     "MemoryWorkloadAnalysis_Tables", "WarpStateStats", "LaunchStats", "Occupancy",
 )  # fmt: skip
-# Names of metrics differ between GPUs and versions, so they are found by what they contain.
-METRICS = {
-    "launch": r"launch__(registers_per_thread|grid_size|block_size|shared_mem_per_block_\w+)$",
-    "occupancy": r"sm__warps_active\.avg\.pct_of_peak_sustained_active$",
-    "tensor": r"pipe_tensor\w*\.(avg|sum)\.pct_of_peak_sustained_(active|elapsed)$",
-    "issue": r"(sm__inst_issued|sm__issue_active|smsp__issue_active)\S*pct\S*$",
-    "shared": r"(mem_shared|data_bank|l1tex__throughput|l1tex__data_pipe)\S*pct\S*$",
-    "l2": r"lts__(throughput|t_sectors|t_bytes|t_sector_hit_rate|lts2xbar\w*)\S*(pct\S*|second)$",
-    "memory": r"dram__(throughput|bytes|cycles_active)\S*(pct\S*|second)$",
-}
-STALL = re.compile(r"issue_stalled_(\w+?)_per_(?:issue_active|warp_active)\.(?:ratio|pct)$")
+# What a report calls it, the metric as Hopper and Ampere have it, and what to multiply it by.
+METRICS = (
+    ("us", "gpu__time_duration.sum", 1e-3),
+    ("tensor cores, %", "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed", 1.0),
+    ("issue slots, %", "sm__issue_active.avg.pct_of_peak_sustained_elapsed", 1.0),
+    (
+        "shared memory, %",
+        "l1tex__data_pipe_lsu_wavefronts_mem_shared.sum.pct_of_peak_sustained_elapsed",
+        1.0,
+    ),
+    ("bank conflicts", "l1tex__data_bank_conflicts_pipe_lsu_mem_shared.sum", 1.0),
+    ("L1, %", "l1tex__throughput.avg.pct_of_peak_sustained_elapsed", 1.0),
+    ("L2, %", "lts__throughput.avg.pct_of_peak_sustained_elapsed", 1.0),
+    ("L2, GB/s", "lts__t_sectors.sum.per_second", 32e-9),
+    ("L2 hits, %", "lts__t_sector_hit_rate.pct", 1.0),
+    ("memory, %", "dram__cycles_active.avg.pct_of_peak_sustained_elapsed", 1.0),
+    ("memory, GB/s", "dram__bytes.sum.per_second", 1e-9),
+    ("blocks", "launch__grid_size", 1.0),
+    ("threads of a block", "launch__block_size", 1.0),
+    ("registers of a thread", "launch__registers_per_thread", 1.0),
+    ("spilled loads", "sass__inst_executed_local_loads", 1.0),
+    ("shared bytes of a block", "launch__shared_mem_per_block_dynamic", 1.0),
+    ("active warps, %", "sm__warps_active.avg.pct_of_peak_sustained_active", 1.0),
+)
+STALL = re.compile(r"issue_stalled_(\w+)_per_issue_active\.ratio$")
 TOP = 6
 
 
@@ -56,16 +70,16 @@ def main() -> int:
         command = [
             "ncu", "--clock-control", "none", "--profile-from-start", "off",
             *(word for section in SECTIONS for word in ("--section", section)),
-            "--csv", "--page", "raw", "--log-file", str(raw),
+            "--csv", "--page", "raw", "--print-units", "base", "--log-file", str(raw),
             sys.executable, "-m", "benchmarks.gpu", "call", str(args.folder), args.workload,
             "--label", args.label,
         ]  # fmt: skip
         done = subprocess.run(command, check=False)
         lines = raw.read_text().splitlines() if raw.is_file() else []
-    kernels = list(read(lines))
-    if done.returncode or not kernels:
+    if done.returncode or not any(line.startswith('"') for line in lines):
         print("\n".join(lines[-20:]), file=sys.stderr)
         return 1
+    kernels = list(read(lines))
     report = {"workload": args.workload, "label": args.label, "kernels": kernels}
     args.out.write_text(json.dumps(report, indent=1) + "\n")
     for kernel in kernels:
@@ -74,33 +88,26 @@ def main() -> int:
 
 
 def read(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    """Yield what is to be known of each kernel of a table of ncu."""
-    table = list(csv.reader(line for line in lines if line.startswith('"')))
-    if len(table) < 3:
-        return
-    names, units = table[:2]
-    for values in table[2:]:
-        yield summary(dict(zip(names, values, strict=True)), dict(zip(names, units, strict=True)))
+    """Yield what is to be known of each kernel of a table of ncu: names, units, then values."""
+    names, _, *rows = csv.reader(line for line in lines if line.startswith('"'))
+    for values in rows:
+        yield summary(dict(zip(names, values, strict=True)))
 
 
-def summary(values: Mapping[str, str], units: Mapping[str, str]) -> dict[str, Any]:
-    """Return groups of the metrics of a kernel, and the reasons for which most warps waited."""
-    numbers = {name: found for name, x in values.items() if (found := _number(x)) is not None}
-    taken = "gpu__time_duration.sum"
-    groups: dict[str, Any] = {
-        "kernel": values.get("Kernel Name", ""),
-        "time": [numbers.get(taken), units.get(taken, "")],
+def summary(values: Mapping[str, str]) -> dict[str, Any]:
+    """Return the metrics of a kernel, and the reasons for which warps waited longest.
+
+    A metric that this GPU does not have is None. A stall counts cycles of a warp per instruction.
+    """
+    found: dict[str, Any] = {"kernel": values["Kernel Name"]}
+    for name, metric, factor in METRICS:
+        number = _number(values.get(metric, ""))
+        found[name] = None if number is None else round(number * factor, 2)
+    stalls = {
+        m[1]: _number(text) or 0.0 for name, text in values.items() if (m := STALL.search(name))
     }
-    for group, pattern in METRICS.items():
-        groups[group] = {
-            name: [x, units.get(name, "")]
-            for name, x in numbers.items()
-            if re.search(pattern, name)
-        }
-    stalls = {m[1]: x for name, x in numbers.items() if (m := STALL.search(name))}
     order = sorted(stalls, key=stalls.__getitem__, reverse=True)
-    groups["stalls"] = {reason: stalls[reason] for reason in order[:TOP]}
-    return groups
+    return found | {"stalls": {reason: stalls[reason] for reason in order[:TOP]}}
 
 
 def _number(text: str) -> float | None:
