@@ -1,4 +1,4 @@
-"""Write the tables of README.md: benchmarks from the committed results, support from the code.
+"""Write the tables of README.md and docs/speed.md, and plots: from committed results and the code.
 
 python -m benchmarks.readme
 """
@@ -9,7 +9,9 @@ import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from benchmarks import readme_gpu
 from benchmarks.ceiling import SIDE
 from sparsegen import arch, patterns
 from sparsegen.errors import SparsegenError
@@ -61,34 +63,14 @@ def benchmarks() -> Iterator[str]:
                     f"{needed:.0f} GFLOP/s, {needed / fma:.0%} of the peak;"
                 )
         yield "what is not named here has it."
-    for path in sorted(results.glob("gpu-*.json")):
+    for path, report in on_gpus().items():
         yield ""
-        yield from on_gpu(path)
+        yield from readme_gpu.section(report, path, ROOT)
     for path in sorted(results.glob("overhead-*.json")):
         report = json.loads(path.read_text())
         cost = report["microseconds"]["overhead"]["median"]
         yield ""
         yield f"A call costs {cost:.1f} us beside its kernel: {made(path, report['machine'])}."
-
-
-def on_gpu(path: Path) -> Iterator[str]:
-    """Yield the table of a file of results of `benchmarks.gpu`."""
-    report = json.loads(path.read_text())
-    yield (
-        f"{report['machine']}, torch {report['torch']}, {report['date']}, "
-        f"[{path.name}]({path.relative_to(ROOT)}): the attend task of DSA in bfloat16, 4096 "
-        "queries, top-k 2048, d 576/512, medians of a sustained run with the L2 cache overwritten. "
-        "FLOPs of padding do not count; the ceiling is torch's product of two 8192 x 8192 "
-        "matrices, in the same run."
-    )
-    yield ""
-    yield "| heads | keys | padding | ms | TFLOP/s | share of the ceiling |"
-    yield "|--:|--:|--:|--:|--:|--:|"
-    for r in report["workloads"]:
-        yield (
-            f"| {r['heads']} | {r['keys']} | {r['padding']:.0%} | {r['ms']:.2f} "
-            f"| {r['tflops']:.0f} | {r['share']:.0%} |"
-        )
 
 
 def made(path: Path, machine: dict[str, str]) -> str:
@@ -143,6 +125,28 @@ def rendered(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
+def on_gpus() -> dict[Path, dict[str, Any]]:
+    """Return the reports of `benchmarks.gpu`."""
+    found = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
+    return {path: json.loads(path.read_text()) for path in found}
+
+
+def written() -> dict[Path, str]:
+    """Return all that is generated, by file."""
     readme = ROOT / "README.md"
-    readme.write_text(rendered(readme.read_text()))
+    reports = on_gpus()
+    speed = "\n".join(readme_gpu.page(reports, ROOT)) + "\n"
+    plots = {ROOT / "docs" / f"{path.stem}.svg": readme_gpu.plot(r) for path, r in reports.items()}
+    return {readme: rendered(readme.read_text()), ROOT / "docs" / "speed.md": speed, **plots}
+
+
+def stale() -> list[Path]:
+    """Return the plots of reports that are gone."""
+    return [p for p in (ROOT / "docs").glob("gpu-*.svg") if p not in written()]
+
+
+if __name__ == "__main__":
+    for path, text in written().items():
+        path.write_text(text)
+    for path in stale():
+        path.unlink()

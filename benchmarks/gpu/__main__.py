@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -22,11 +23,13 @@ def main() -> int:
     measure = steps.add_parser("time", help="check and time what was built")
     both = steps.add_parser("run", help="compile, check and time")
     call = steps.add_parser("call", help="call one kernel, for a profiler")
+    merge = steps.add_parser("merge", help="join reports of one machine; the last one counts")
     listing = steps.add_parser("list", help="list the workloads")
     for step in (build, measure, call):
         step.add_argument("folder", type=Path)
-    for step in (measure, both):
+    for step in (measure, both, merge):
         step.add_argument("out", type=Path)
+    merge.add_argument("reports", type=Path, nargs="+")
     for step in (build, measure, both, listing):
         step.add_argument(
             "--only", default="", help="workloads: prefixes or globs, with commas between"
@@ -58,6 +61,11 @@ def main() -> int:
         return 0 if time(args.folder, args) else 1
     if args.step == "call":
         return profiled(args)
+    if args.step == "merge":
+        from benchmarks.gpu import measure as m
+
+        m.write(m.merge(json.loads(path.read_text()) for path in args.reports), args.out)
+        return 0
     with tempfile.TemporaryDirectory(prefix="sparsegen-") as name:
         built = compile_into(Path(name), args)
         return 0 if time(Path(name), args) and built else 1

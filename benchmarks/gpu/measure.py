@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterable
@@ -50,7 +51,10 @@ def measure(folder: Path, out: Path, workloads: Iterable[Workload], options: Opt
     A process of its own checks and times. If it dies or takes too long, what it was at is noted,
     and another one goes on without that.
     """
-    report: dict[str, Any] = {"machine": {}, "date": date.today().isoformat(), "workloads": []}
+    report: dict[str, Any] = {
+        "machine": {}, "date": date.today().isoformat(), "seconds": options.seconds,
+        "rounds": options.rounds, "workloads": [],
+    }  # fmt: skip
     worker: Worker | None = None
     fine = True
     for workload in workloads:
@@ -73,7 +77,7 @@ def measure(folder: Path, out: Path, workloads: Iterable[Workload], options: Opt
         fine = fine and "error" not in row and all(
             "error" not in held for held in row["kernels"].values()
         )  # fmt: skip
-        _write(report, out)
+        write(report, out)
         for line in lines(row):
             print(line, flush=True)
     if worker is not None:
@@ -81,7 +85,8 @@ def measure(folder: Path, out: Path, workloads: Iterable[Workload], options: Opt
     return fine
 
 
-def _write(report: dict[str, Any], out: Path) -> None:
+def write(report: dict[str, Any], out: Path) -> None:
+    """Write a report so that a reader finds the old one or the new one."""
     out.parent.mkdir(parents=True, exist_ok=True)
     new = out.with_name(f"{out.name}.new")
     new.write_text(json.dumps(report, indent=1) + "\n")
@@ -163,11 +168,31 @@ def settle() -> None:
 def machine() -> dict[str, Any]:
     """Describe the GPU and its software."""
     properties = torch.cuda.get_device_properties(0)
+    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    except OSError:
+        said = []
     return {
         "gpu": properties.name, "multiprocessors": properties.multi_processor_count,
-        "torch": torch.__version__, "cuda": torch.version.cuda,
-        "cudnn": torch.backends.cudnn.version(),
+        "driver": said[0] if said else "unknown", "torch": torch.__version__,
+        "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(),
     }  # fmt: skip
+
+
+def merge(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Join reports of one machine; of a workload that is in several, the last one counts.
+
+    Raises:
+        ValueError: they are of different machines.
+    """
+    first, *rest = reports
+    rows = {row["name"]: row for row in first["workloads"]}
+    for report in rest:
+        if report["machine"] != first["machine"]:
+            raise ValueError(f"{report['machine']} is not {first['machine']}")
+        rows |= {row["name"]: row for row in report["workloads"]}
+    return {**(rest or [first])[-1], "workloads": list(rows.values())}
 
 
 @dataclass
