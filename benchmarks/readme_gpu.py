@@ -18,7 +18,7 @@ SHOWN = (
     "W6 selected 32k random", "W6 selected 32k clustered", "W6 compressed 32k", "W6 window 32k",
     "W8 8k",
 )  # fmt: skip
-LEFT, SPAN, TOP, STEP = 250, 400, 68, 36  # of the plot: bars start, 100%, first bar, next one
+LEFT, SPAN, TOP, STEP = 270, 400, 68, 36  # of the plot: bars start, 100%, first bar, next one
 
 
 def described(row: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Run the code of the documentation: Python blocks in order, each compared with what it shows.
 
 A fence ``` ```python ``` is run; with the word `kernel` behind it, it needs a compiler, with `gpu`
-it needs a CUDA device as well, and with `file=NAME` it is written to that file instead. The fence ``` ```text ``` right below a block holds
-its output, where `...` stands for anything.
+it needs a CUDA device as well, and with `file=NAME` it is written to that file instead. The fence
+``` ```text ``` right below a block holds its output, where `...` stands for anything.
 """
 
 import contextlib

@@ -150,9 +150,10 @@ def _serve(pipe: Connection, path: Path, options: Options) -> None:
             if bench is None:
                 bench = Bench(Folder(path), options, lambda what: pipe.send(("at", what)))
                 pipe.send(("machine", machine()))
-            pipe.send(("row", bench.row(workload, failed)))
-            torch.cuda.empty_cache()
+            row = bench.row(workload, failed)
             settle()
+            torch.cuda.empty_cache()
+            pipe.send(("row", row))
         except Exception as error:
             traceback.print_exc()
             pipe.send(("error", f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"))
