@@ -32,8 +32,8 @@ def described(row: Mapping[str, Any]) -> str:
         case "blocks":
             return f"NSA selected, {short(queries)} tokens, {row['draw']}"
         case "entries":
-            more = ", float32 entries" if shape["pooled"] else ""
-            return f"NSA compressed, {short(queries)} tokens{more}"
+            entries = ", float32 entries" if shape["pooled"] else ""
+            return f"NSA compressed, {short(queries)} tokens{entries}"
         case "window":
             return f"NSA window of {shape['window']}, {short(queries)} tokens"
         case "causal" if shape["page"]:

@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from datetime import date
 from fnmatch import fnmatch
@@ -20,12 +21,13 @@ from typing import Any
 from benchmarks.gpu import suite
 from benchmarks.gpu.workload import Shape, Workload, chosen
 from sparsegen import arch as archs
-from sparsegen.errors import BindingError, SparsegenError
+from sparsegen.errors import BindingError
 from sparsegen.lowering.tasks import AttendTask, Buffer
 from sparsegen.runtime import catalog
 from sparsegen.runtime.describe import count, tensor
 
 MANIFEST = "manifest.json"
+Job = tuple[Path, str, Shape, "Variant", str, dict[str, Any]]
 RUNNER = "runner"  # a copy of sparsegen.runtime.standalone, which says how large buffers are
 
 
@@ -96,34 +98,45 @@ def build_shapes(
     """Compile kernels by name, in every variant that is for them; return whether all went well.
 
     What the folder has of other labels stays, so that several trees can build into one. A kernel
-    whose source has not changed is not compiled again. A failure is noted and stops nothing.
+    whose source has not changed is not compiled again. A failure is noted and stops nothing. One
+    job works in this process, several each in their own.
     """
     manifest = read(folder) | {"target": target, "date": date.today().isoformat()}
     _copy_runner(folder / RUNNER)
-    todo = [(name, v) for v in variants for name in shapes if fnmatch(name, v.kernels)]
+    todo = []
+    for variant in variants:
+        for name in shapes:
+            if fnmatch(name, variant.kernels):
+                kernel = manifest["kernels"].setdefault(name, {"shape": {}, "variants": {}})
+                kernel["shape"] = asdict(shapes[name])
+                old = kernel["variants"].get(variant.label, {})
+                todo.append((folder, name, shapes[name], variant, target, old))
     fine = True
-    context = get_context("spawn")
-    with ProcessPoolExecutor(max(1, min(jobs, len(todo))), mp_context=context) as pool:
-        running = {}
-        for name, variant in todo:
-            kernel = manifest["kernels"].setdefault(name, {"shape": {}, "variants": {}})
-            kernel["shape"] = asdict(shapes[name])
-            old = kernel["variants"].get(variant.label, {})
-            job = (folder, name, shapes[name], variant, target, old)
-            running[pool.submit(compiled, *job)] = (name, variant)
-        for done in as_completed(running):
-            name, variant = running[done]
-            try:
-                entry = done.result()
-            # A worker that dies takes the pool with it, and all that it was still to do.
-            except Exception as error:
-                entry = {"error": f"{type(error).__name__}: {error}"}
-            fine = fine and "error" not in entry
-            manifest["kernels"][name]["variants"][variant.label] = entry
-            write(folder, manifest)
-            said = entry.get("error") or f"{entry['schedule']} {entry['knobs']}, {entry['built']}"
-            print(f"{name} {variant.label}: {said}", flush=True)
+    for name, variant, entry in _each(todo, jobs):
+        fine = fine and "error" not in entry
+        manifest["kernels"][name]["variants"][variant.label] = entry
+        write(folder, manifest)
+        said = entry.get("error") or f"{entry['schedule']} {entry['knobs']}, {entry['built']}"
+        print(f"{name} {variant.label}: {said}", flush=True)
     return fine
+
+
+def _each(todo: Sequence[Job], jobs: int) -> Iterator[tuple[str, Variant, dict[str, Any]]]:
+    """Yield what became of each job, as soon as it is known."""
+    if jobs <= 1 or len(todo) <= 1:
+        for job in todo:
+            yield job[1], job[3], compiled(*job)
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(todo)), mp_context=context) as pool:
+        running = {pool.submit(compiled, *job): job for job in todo}
+        for done in as_completed(running):
+            _, name, _, variant, _, _ = running[done]
+            try:
+                yield name, variant, done.result()
+            # A worker that dies takes the pool with it, and all that it was still to do.
+            except BrokenProcessPool as error:
+                yield name, variant, {"error": f"{type(error).__name__}: {error}"}
 
 
 def compiled(
@@ -132,7 +145,8 @@ def compiled(
     """Compile one variant of a kernel; return what the manifest says of it."""
     try:
         return _compiled(folder, kernel, shape, variant, target, old)
-    except SparsegenError as error:
+    # Whatever a schedule raises, the other kernels are still wanted.
+    except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
