@@ -83,23 +83,33 @@ def made(path: Path, machine: dict[str, str]) -> str:
 
 
 def support() -> Iterator[str]:
-    """Yield the layouts in which every task of a pattern has a schedule on any CPU, and on GPUs."""
-    yield f"| pattern | | {' | '.join(LAYOUTS)} | {', '.join(GPUS)} |"
-    yield "|---|---|" + ":-:|" * (len(LAYOUTS) + 1)
+    """Yield where every task of a pattern has a schedule: by layout on any CPU, by GPU, and whose.
+
+    A GPU runs a pattern if it does so in all layouts, for every published shape.
+    """
+    yield f"| pattern | | {' | '.join(LAYOUTS)} | {' | '.join(GPUS)} | attention on {GPUS[-1]} |"
+    yield "|---|---|" + ":-:|" * (len(LAYOUTS) + len(GPUS)) + "---|"
     for name in patterns.names():
         file = patterns.path(name)
         about = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
         small = patterns.configs(name, test=True)[0]
-        found = [runs(name, small, layout, "generic") for layout in LAYOUTS]
-        models = (*patterns.configs(name), small)
-        asked = [(config, layout, gpu) for config in models for layout in LAYOUTS for gpu in GPUS]
-        found.append(all(runs(name, *x) for x in asked))
+        found = [lowered(name, small, layout, "generic") is not None for layout in LAYOUTS]
+        attends: set[str] = set()
+        for gpu in GPUS:
+            each = [lowered(name, c, x, gpu) for c in patterns.configs(name) for x in LAYOUTS]
+            each.append(lowered(name, small, LAYOUTS[0], gpu))
+            found.append(all(stems is not None for stems in each))
+            attends = {stem for stems in each[:-1] for stem in stems or ()}
         marks = " | ".join("yes" if yes else "no" for yes in found)
-        yield f"| [{name}]({file.relative_to(ROOT)}) | {about.rstrip('.')} | {marks} |"
+        by = ", ".join(sorted(attends))
+        yield f"| [{name}]({file.relative_to(ROOT)}) | {about.rstrip('.')} | {marks} | {by} |"
 
 
-def runs(name: str, config: patterns.Config, layout: Layout, target: str) -> bool:
-    """Tell whether a pattern is lowered in a layout: float32 on a CPU, bfloat16 on a GPU."""
+def lowered(name: str, config: patterns.Config, layout: Layout, target: str) -> set[str] | None:
+    """Return the schedules of a pattern's attend tasks, or None if it is not lowered in a layout.
+
+    Inputs are float32 on a CPU and bfloat16 on a GPU.
+    """
     processor = arch.get(target)
     dtype = "float32" if processor.kind == "cpu" else "bfloat16"
     program = patterns.load(name).trace(**config.hyper)
@@ -109,11 +119,12 @@ def runs(name: str, config: patterns.Config, layout: Layout, target: str) -> boo
     try:
         binding = Binding(dtype=dtype, layout=layout, page_size=page, sizes=sizes)
         plan = partition(program, binding)
-        catalog.choose_all(plan.tasks, processor)
+        choices = catalog.choose_all(plan.tasks, processor)
         describe(plan, name, processor)
     except SparsegenError:
-        return False
-    return True
+        return None
+    chosen = zip(plan.tasks, choices, strict=True)
+    return {choice.stem for task, choice in chosen if task.family == "attend"}
 
 
 def rendered(text: str) -> str:
