@@ -4,6 +4,11 @@
     python -m benchmarks.gpu time FOLDER OUT   check and time them; needs a GPU, torch and tvm-ffi
     python -m benchmarks.gpu run OUT           both
 
+Several ways to compile a kernel are timed in turns, each under its own label; those of several
+trees too, if each builds its label into one folder:
+
+    build FOLDER --variant default --variant "decode-*=wide:attend_mma:warps=8,keys=32" --only W3
+
 A kernel is the attend task of a pattern, alone: selections and compressed keys are given. It is
 compared with float64 before it is timed, on small problems of odd shapes and on rows of the
 workload itself, and its repeats with each other, bit by bit. What is wrong is reported and never

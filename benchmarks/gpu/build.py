@@ -22,7 +22,7 @@ from benchmarks.gpu import suite
 from benchmarks.gpu.workload import Shape, Workload, chosen
 from sparsegen import arch as archs
 from sparsegen.errors import BindingError
-from sparsegen.lowering.tasks import AttendTask, Buffer
+from sparsegen.lowering.tasks import AttendTask, Buffer, Task
 from sparsegen.runtime import catalog
 from sparsegen.runtime.describe import count, tensor
 
@@ -102,7 +102,7 @@ def build_shapes(
     job works in this process, several each in their own.
     """
     manifest = read(folder) | {"target": target, "date": date.today().isoformat()}
-    _copy_runner(folder / RUNNER)
+    copy_runner(folder / RUNNER)
     todo = []
     for variant in variants:
         for name in shapes:
@@ -179,7 +179,7 @@ def _compiled(
         "schedule": choice.stem,
         "knobs": asdict(choice.knobs),
         "declined": [list(x) for x in choice.declined],
-        "arguments": [*_arguments(task), *_scratch(choice, task, arch)],
+        "arguments": [*_arguments(task), *scratch_of(choice, task, arch)],
         "source": key,
         "commit": commit(),
         "built": "as before" if same else f"compiled in {time.perf_counter() - start:.0f} s",
@@ -200,7 +200,8 @@ def _arguments(task: AttendTask) -> Iterator[dict[str, Any]]:
         yield _argument(parts[buffer.name], buffer, 0)
 
 
-def _scratch(choice: catalog.Choice, task: AttendTask, arch: archs.Arch) -> Iterator[Any]:
+def scratch_of(choice: catalog.Choice, task: Task, arch: archs.Arch) -> Iterator[dict[str, Any]]:
+    """Yield the memory that a schedule takes behind the other arguments."""
     for buffer, capacity in catalog.scratch(choice, task, arch):
         yield _argument("scratch", buffer, count(capacity))
 
@@ -226,7 +227,8 @@ def write(folder: Path, manifest: dict[str, Any]) -> None:
     new.replace(folder / MANIFEST)
 
 
-def _copy_runner(folder: Path) -> None:
+def copy_runner(folder: Path) -> None:
+    """Copy what says how large buffers are, which needs torch and tvm-ffi alone."""
     folder.mkdir(exist_ok=True)
     for source in files("sparsegen.runtime.standalone").iterdir():
         if source.name.endswith(".py"):

@@ -62,7 +62,7 @@ class Kernel:
 
         self.shape = shape
         self.function = tvm_ffi.load_module(str(folder / entry["file"]))[entry["function"]]
-        self.runner = _runner(folder / "runner")
+        self.runner = runner(folder / "runner")
         self.arguments = [
             (a["part"], self.runner.spec.TensorSpec.from_json(a["tensor"]))
             for a in entry["arguments"]
@@ -100,7 +100,7 @@ class Kernel:
         return self.runner.shapes.Extent(batch, queries, keys, stops)
 
 
-def _runner(folder: Path) -> ModuleType:
+def runner(folder: Path) -> ModuleType:
     """Import the folder's copy of sparsegen.runtime.standalone."""
     name = f"sparsegen_benchmark_runner_{abs(hash(str(folder.resolve()))):x}"
     if name not in sys.modules:

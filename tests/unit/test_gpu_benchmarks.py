@@ -10,11 +10,14 @@ import pytest
 import torch
 
 from benchmarks import profile_gpu, readme_gpu
-from benchmarks.gpu import measure, suite
+from benchmarks.gpu import build, kernels, measure, suite
 from benchmarks.gpu.build import Variant
 from benchmarks.gpu.draws import block_lists, token_lists
+from benchmarks.gpu.kernels import Kernel
 from benchmarks.gpu.problem import Problem
 from benchmarks.gpu.workload import Workload, chosen
+from sparsegen import arch
+from sparsegen.runtime import catalog
 
 GROUPED = {"heads": 4, "kv_heads": 2, "d_qk": 8, "d_v": 4}
 LATENT = {"heads": 3, "kv_heads": 1, "d_qk": 12, "d_v": 8}
@@ -94,6 +97,29 @@ def test_variants_and_names_are_read() -> None:
 def test_every_workload_has_a_kernel_that_is_lowered() -> None:
     for name in {w.kernel for w in suite.WORKLOADS}:
         assert suite.of(suite.SHAPES[name]).plan.tasks
+
+
+def test_scratch_memory_is_that_of_the_runtime(tmp_path: Path) -> None:
+    shape, processor = SMALL["listed-h128"], arch.get("sm_90")
+    task = suite.of(shape).plan.tasks[0]
+    choice = catalog.choose(task, processor)
+    wanted = catalog.scratch(choice, task, processor)
+    assert wanted
+    build.copy_runner(tmp_path)
+    kernel = Kernel.__new__(Kernel)
+    kernel.runner = kernels.runner(tmp_path)
+    kernel.arguments = [
+        (a["part"], kernel.runner.spec.TensorSpec.from_json(a["tensor"]))
+        for a in build.scratch_of(choice, task, processor)
+    ]
+    held = kernel.scratch(kernel.extent(2, 5, 90, 70, 60), "cpu")
+    assert [str(x.dtype).removeprefix("torch.") for x in held] == [b.dtype for b, _ in wanted]
+    for x, (buffer, _) in zip(held, wanted, strict=True):
+        tail = x.shape if buffer.rows.space == "none" else x.shape[1:]
+        assert all(n == m or m == -1 for n, m in zip(tail, buffer.shape, strict=True))
+    given = {"q": torch.zeros(1)}
+    kernel.arguments = [("q", None), *kernel.arguments]
+    assert [id(x) for x in kernel.bind(given, held)] == [id(x) for x in (given["q"], *held)]
 
 
 class Bench:
