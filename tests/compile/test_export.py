@@ -95,8 +95,8 @@ def test_damaged_manifests_are_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match="is not JSON"):
         sg.load(bundle)
     (bundle / MANIFEST).write_text(text)
-    spec = json.loads(text)["spec"]
-    edit(bundle, sealed=False, spec={**spec, "page": 7})
+    library = json.loads(text)["libraries"][0]
+    edit(bundle, sealed=False, libraries=[{**library, "spec": {**library["spec"], "page": 7}}])
     with pytest.raises(BundleError, match=r"content of manifest\.json was changed"):
         sg.load(bundle)
     (bundle / MANIFEST).unlink()
