@@ -21,6 +21,7 @@ from sparsegen.errors import CompileError
 
 # What a source that encodes tensor maps calls of the driver, which machines without a GPU lack.
 _DRIVER = ("cuTensorMapEncodeTiled", "cuTensorMapReplaceAddress", "cuGetErrorString")
+_HOME = Path("/usr/local/cuda")
 # How instructions start that only code for one GPU may have.
 _OF_ONE_GPU = ("wgmma.", "setmaxnreg.", "tcgen05.")
 _STUB = "".join(f"int {name}() {{ return 0; }}\n" for name in _DRIVER)
@@ -81,7 +82,7 @@ def program(name: str) -> Path | None:
     places = [Path(home) / "bin" / name for home in homes if home]
     if found := shutil.which(name):
         places.append(Path(found))
-    places.append(Path("/usr/local/cuda/bin") / name)
+    places.append(_HOME / "bin" / name)
     places += [root / "bin" / name for root in _packages()]
     return next((place for place in places if place.is_file()), None)
 
