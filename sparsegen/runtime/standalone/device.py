@@ -17,7 +17,7 @@ import torch
 from .checks import POSITIONS, Sizes, check_vector
 from .errors import Errors
 from .gpu import gpu, unfit
-from .metadata import Arrays, Metadata
+from .metadata import Metadata
 from .shapes import Extent
 from .spec import Spec
 
@@ -121,9 +121,8 @@ class DeviceMetadata(Metadata):
         extent = Extent(batch + more, sizes.rows_q, total_k, stops, first)
         return Filling(tuple(map(one.expand, shapes)), numbers, extent)
 
-    def fill(self, filling: Filling, keywords: Sequence[Any]) -> Arrays:
-        """Return the arrays of a call, filled on the stream of the caller."""
-        arrays = tuple([torch.empty_like(model) for model in filling.models])
+    def fill(self, filling: Filling, keywords: Sequence[Any], arrays: Sequence[Any]) -> None:
+        """Fill the arrays of a call, on the current stream of the tensors among the arguments."""
         *given, offset = keywords
         offsets = offset if isinstance(offset, torch.Tensor) else None
         match self._spec.layout:
@@ -137,7 +136,6 @@ class DeviceMetadata(Metadata):
                 sources = (None, None, None, offsets, None)
         pages = arrays[3] if len(arrays) == 4 else None
         self._fill(*sources, *arrays[:3], pages, *filling.numbers)
-        return arrays
 
     def offset(self, sizes: Sizes, offset: int | None) -> int:
         """Return the position of the first query of equal sequences."""

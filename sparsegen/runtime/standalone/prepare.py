@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import tvm_ffi
 
 from .checks import DTYPES, Sizes
 from .device import DeviceMetadata, Filling
@@ -30,8 +31,10 @@ Shapes = tuple[tuple[Any, ...], ...]
 class Prepared:
     """What a call computes once per signature: shapes, strides, dtypes and offset of its inputs.
 
-    arrays  the metadata, in the layouts where it follows from the shapes
-    filling  on a GPU, how to make the metadata where it does not
+    arrays  the metadata, or the memory for it; None where a CPU takes what it is given
+    handles  the arrays, as tasks take them for less than tensors of torch
+    filling  on a GPU, how to fill the arrays
+    refill  whether each call fills them, because they depend on tensors that it is given
     packed  inputs that the tasks see with another shape
     empty   inputs without elements: what the tasks see instead
     shapes  of the buffers, unless the metadata decides them
@@ -44,7 +47,9 @@ class Prepared:
 
     sizes: Sizes
     arrays: Arrays | None
+    handles: tuple[Any, ...] | None
     filling: Filling | None
+    refill: bool
     packed: tuple[tuple[int, tuple[int, ...]], ...]
     empty: tuple[tuple[int, torch.Tensor], ...]
     shapes: Shapes | None
@@ -90,7 +95,9 @@ class Preparer:
         arrays = filling = None
         if isinstance(maker, DeviceMetadata):
             filling = maker.filling(sizes, metadata, device)
-            arrays = maker.fill(filling, metadata) if fixed else None
+            arrays = tuple([torch.empty_like(model) for model in filling.models])
+            if fixed:
+                maker.fill(filling, metadata, arrays)
         elif fixed:
             arrays = maker.fixed(sizes, metadata[-1])
         packed, empty = [], []
@@ -108,9 +115,12 @@ class Preparer:
             shapes, views = self._shapes_on_device(sizes, filling.extent)
         elif arrays is not None or self._lasting:
             shapes, views = self.shapes(sizes, arrays)
-        ready = Prepared(sizes, arrays, filling, tuple(packed), tuple(empty), shapes, views)
-        sequences = filling.models if filling is not None else arrays
-        ready.busy = sequences is not None and sequences[2].shape[0] > 0
+        handles = None if arrays is None else tuple(map(tvm_ffi.from_dlpack, arrays))
+        ready = Prepared(
+            sizes, arrays, handles, filling, filling is not None and not fixed,
+            tuple(packed), tuple(empty), shapes, views,
+        )  # fmt: skip
+        ready.busy = arrays is not None and arrays[2].shape[0] > 0
         if shapes is not None and views is not None:
             ready.models = tuple(
                 torch.empty((1,) * len(shape), dtype=dtype, device=device).expand(shape)

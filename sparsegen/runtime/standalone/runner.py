@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -117,8 +118,9 @@ class Runner:
                 self._prepare(args, metadata)
                 return
             ready, device = self._prepare(args, metadata), args[0].device
-            key = (device.index, *(x.shape for x in args), *self._told(metadata))
-            self._settled[key] = ready
+            if not ready.refill:
+                key = (device.index, *(x.shape for x in args), *self._told(metadata))
+                self._settled[key] = ready
         elif self._on_device:
             device = torch.device("cuda", torch.cuda.current_device())
         else:
@@ -191,25 +193,31 @@ class Runner:
         except RuntimeError:  # a sparse tensor has no address
             check_inputs(self.spec, args, self._errors)
             raise
+        if index < 0 and self._on_device:
+            check_inputs(self.spec, args, self._errors)  # they are on no GPU
         key: tuple[Any, ...] = (index, *shapes)
         if metadata is not self._none:
             key += self._told(metadata)
         if not self._on_device:
             ready = self._signatures.get(key)
-        elif torch.cuda.is_current_stream_capturing():
+        elif (current := stream(index)) and torch.cuda.is_current_stream_capturing():
             # A graph keeps addresses, not tensors; what is made here, its replays make again.
             ready = self._settled.get(key) or self._prepare(args, metadata)
         else:
-            # What one stream makes, another may not see yet.
-            key = (stream(index), key)
+            # What one stream makes, another may not see yet; a thread refills what it has made.
+            owner = 0 if metadata is self._none else threading.get_ident()
+            key = (current, owner, key)
             ready = self._signatures.get(key)
         if ready is None:
             ready = self._remember(key, args, metadata)
-        arrays, views, valid = ready.arrays, ready.views, ready.sizes.rows_q
-        if arrays is None and ready.filling is not None:
-            arrays = self._metadata.fill(ready.filling, metadata)
+        arrays: Any = ready.arrays
+        handles: Any = ready.handles
+        views, valid = ready.views, ready.sizes.rows_q
+        if ready.refill:
+            self._metadata.fill(ready.filling, metadata, handles)
         elif arrays is None:
             arrays, valid = self._metadata.given(ready.sizes, metadata)
+            handles = arrays
         values = [*args]
         for n, tensor in ready.empty:
             check_inputs(self.spec, args, self._errors)  # no task will see them
@@ -225,7 +233,7 @@ class Runner:
                 for n, shape in ready.packed:
                     values[n] = values[n].view(shape)
                 for function, take in self._calls:
-                    function(*arrays, *take(values))
+                    function(*handles, *take(values))
             except Exception:
                 check_inputs(self.spec, args, self._errors)
                 raise
@@ -242,7 +250,7 @@ class Runner:
         self, key: tuple[Any, ...], args: Sequence[Any], metadata: Sequence[Any]
     ) -> Prepared:
         """Prepare calls of a new signature."""
-        ready = self._settled.get(key[1]) if self._on_device else None
+        ready = self._settled.get(key[-1]) if self._on_device else None
         ready = ready or self._prepare(args, metadata)
         if len(self._signatures) >= _REMEMBERED:
             self._signatures.clear()
