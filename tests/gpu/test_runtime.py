@@ -63,10 +63,10 @@ def no_waiting() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def capture(kernel: Any, *args: Any, **call: Any) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
+def capture(kernel: Any, **call: Any) -> tuple[torch.cuda.CUDAGraph, list[Any]]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = listed(kernel(*args, **call))
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+        results = listed(kernel(**call))
     return graph, results
 
 

@@ -92,14 +92,25 @@ class Runner:
             args, metadata = self.bind(args, keywords)
         if torch.compiler.is_compiling() or _dispatch_modes():
             return self._dispatched(args, metadata)
-        for value in args:
-            if type(value) not in _PLAIN:
-                if isinstance(value, torch.Tensor):
-                    return self._dispatched(args, metadata)
-                check_inputs(self.spec, args, self._errors)
-            if value.requires_grad and torch.is_grad_enabled():
-                raise self.no_gradient()
-        return self.run(args, metadata)
+        shapes, plain = [], True
+        try:
+            for value, mask in zip(args, self._masks, strict=False):
+                if type(value) not in _PLAIN:
+                    plain = False
+                    break
+                if value.requires_grad and torch.is_grad_enabled():
+                    raise self.no_gradient()
+                if value.data_ptr() & mask:
+                    check_inputs(self.spec, args, self._errors)
+                shapes.append(value.shape)
+        except RuntimeError:  # a sparse tensor has no address
+            check_inputs(self.spec, args, self._errors)
+            raise
+        if plain:
+            return self._run(args, metadata, shapes)
+        if not all(isinstance(value, torch.Tensor) for value in args):
+            check_inputs(self.spec, args, self._errors)
+        return self._dispatched(args, metadata)
 
     def warm_up(self, *args: Any, **keywords: Any) -> None:
         """Do now, and wait for, what a first call does besides computing.
@@ -182,17 +193,17 @@ class Runner:
             args: the inputs, in order.
             metadata: the values of `spec.metadata`, in order; None for those not given.
         """
-        # Shapes and addresses are looked at here, dtypes, devices and strides in a first call and
-        # then by the tasks, which refuse others; `check_inputs` says what is wrong.
-        index, shapes = args[0].get_device(), []
-        try:
-            for value, mask in zip(args, self._masks, strict=False):
-                if value.data_ptr() & mask:
-                    check_inputs(self.spec, args, self._errors)
-                shapes.append(value.shape)
-        except RuntimeError:  # a sparse tensor has no address
+        if any(x.data_ptr() & mask for x, mask in zip(args, self._masks, strict=True)):
             check_inputs(self.spec, args, self._errors)
-            raise
+        return self._run(args, metadata, [x.shape for x in args])
+
+    def _run(self, args: Sequence[Any], metadata: Sequence[Any], shapes: Sequence[Any]) -> Any:
+        """Run with inputs whose addresses are checked.
+
+        Their dtypes, devices and strides are checked in a first call of their shapes, and then by
+        the tasks, which refuse others; `check_inputs` says what is wrong with them.
+        """
+        index = args[0].get_device()
         if index < 0 and self._on_device:
             check_inputs(self.spec, args, self._errors)  # they are on no GPU
         key: tuple[Any, ...] = (index, *shapes)
