@@ -150,7 +150,7 @@ def _unpacked(subject: Subject, case: Case) -> dict[str, np.ndarray]:
     """Return the inputs of a case of one packed sequence as its oracle takes them."""
     rng = np.random.default_rng(0)
     sequences = Sequences.of((24,), (157,), align=subject.align(), rng=rng)
-    made = dict(subject.inputs(sequences, 0, grid=False)[0])
+    made = dict(subject.large(sequences, 0)[0])
     for buffer, packed in zip(subject.task.reads, case.inputs[3:], strict=True):
         if not subject.is_input(buffer):
             rows = sequences.rows(buffer.rows, 0, subject.count(buffer, 0, sequences))
