@@ -16,7 +16,16 @@ from statistics import median
 from typing import Protocol
 
 from sparsegen.errors import TuningError
-from sparsegen.tuning.space import Candidate, History, Measured, Outcome, Rejected, Space
+from sparsegen.tuning.space import (
+    Candidate,
+    History,
+    Measured,
+    Outcome,
+    Pair,
+    Rejected,
+    Sample,
+    Space,
+)
 
 BATCH = 8
 """Most candidates prepared together; while one batch is measured nothing is compiled."""
@@ -28,6 +37,7 @@ FINALISTS = 3
 FINAL_ROUNDS = 15
 FINAL_SHARE = 0.2
 """Share of the budget kept for the final."""
+BURSTS = 3
 FLOOR = 0.01
 """No win below this counts, however quiet the machine."""
 
@@ -45,8 +55,14 @@ class Runner(Protocol):
         What is not ready at the deadline is not yielded.
         """
 
-    def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, float | Rejected]:
-        """Time each candidate once, in microseconds."""
+    def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sample | Rejected]:
+        """Time each candidate once."""
+
+    def burst(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sample | Rejected]:
+        """Time each candidate after a rest; empty where that says nothing new."""
+
+    def confirm(self, candidate: Candidate) -> Rejected | None:
+        """Check a candidate once more after it ran under load, where that may tell more."""
 
 
 class Observer(Protocol):
@@ -131,7 +147,7 @@ class Race:
             if candidate in self._prepare([candidate]):
                 time_of = self.runner.round([candidate])[candidate]
                 if not isinstance(time_of, Rejected):
-                    self._learn(candidate, Measured((time_of,), (time_of,)))
+                    self._learn(candidate, Measured.of([(time_of, time_of)]))
                     return candidate
                 self._learn(candidate, time_of)
         raise TuningError(
@@ -156,7 +172,7 @@ class Race:
         return passed
 
     def _heats(self, anchor: Candidate, alive: list[Candidate]) -> None:
-        samples: dict[Candidate, list[tuple[float, float]]] = {c: [] for c in alive}
+        samples: dict[Candidate, list[Pair]] = {c: [] for c in alive}
         for rounds in HEATS:
             for _ in range(rounds):
                 if alive and self.clock() < self.deadline - self.reserve:
@@ -164,7 +180,7 @@ class Race:
             alive = [c for c in alive if samples[c]]
             if not alive:
                 return
-            ratios = {c: median(s / a for s, a in samples[c]) for c in alive}
+            ratios = {c: Measured.of(samples[c]).ratio for c in alive}
             order = sorted(alive, key=ratios.__getitem__)
             best = min(ratios[order[0]], *self._best_ratio())
             last = rounds == HEATS[-1] or self.clock() >= self.deadline - self.reserve
@@ -172,8 +188,7 @@ class Race:
             keep = [c for c in keep if ratios[c] < HOPELESS * best]
             for candidate in order:
                 if candidate not in keep:
-                    own, base = zip(*samples[candidate], strict=True)
-                    self._learn(candidate, Measured(own, base))
+                    self._learn(candidate, Measured.of(samples[candidate]))
             alive = keep
 
     def _best_ratio(self) -> list[float]:
@@ -183,7 +198,7 @@ class Race:
         self,
         anchor: Candidate,
         alive: list[Candidate],
-        samples: dict[Candidate, list[tuple[float, float]]],
+        samples: dict[Candidate, list[Pair]],
     ) -> list[Candidate]:
         times = self.runner.round(self._shuffled([anchor, *alive]))
         base = times[anchor]
@@ -209,26 +224,47 @@ class Race:
         alive = [c for c in self._prepare(names) if self.history.measured[c].ratio < 1]
         if not alive:
             return self._keep("nothing was faster than the default", anchor)
-        samples: dict[Candidate, list[tuple[float, float]]] = {c: [] for c in alive}
+        samples: dict[Candidate, list[Pair]] = {c: [] for c in alive}
         for done in range(FINAL_ROUNDS):
             if not alive or (done >= 3 and self.clock() >= self.deadline):
                 break
             alive = self._round(anchor, alive, samples)
         if not alive:
             return self._keep("the faster ones failed in the final", anchor)
-        results = {c: Measured(*map(tuple, zip(*samples[c], strict=True))) for c in alive}
+        results = {c: Measured.of(samples[c]) for c in alive}
         best = min(results, key=lambda c: results[c].ratio)
         noise = noise_of(results[best])
+        wrong: Rejected | None = None
         if 1 - results[best].ratio > noise:
-            return Choice(
-                candidate=best, default=anchor, final=results[best], noise=noise, why="faster"
-            )
-        base = results[best].anchor
+            bursts, wrong = self._bursts(best, anchor)
+            wrong = wrong or self.runner.confirm(best)
+            if wrong is None:
+                final = Measured.of(samples[best], bursts)
+                return Choice(
+                    candidate=best, default=anchor, final=final, noise=noise, why="faster"
+                )
+            self._learn(best, wrong)
+        bursts, _ = self._bursts(anchor, anchor)
+        base = [(a, a) for _, a in samples[best]]
+        gain = f"the best other candidate gains {max(0.0, 1 - results[best].ratio):.1%}, "
         return Choice(
-            candidate=anchor, default=anchor, final=Measured(base, base), noise=noise,
-            why=f"the best other candidate gains {max(0.0, 1 - results[best].ratio):.1%}, "
-            f"the noise is {noise:.1%}",
+            candidate=anchor, default=anchor, final=Measured.of(base, bursts), noise=noise,
+            why=gain + (f"but failed: {wrong.why}" if wrong else f"the noise is {noise:.1%}"),
         )  # fmt: skip
+
+    def _bursts(
+        self, candidate: Candidate, anchor: Candidate
+    ) -> tuple[list[Pair], Rejected | None]:
+        """Return bursts of two candidates, and why the first one failed if it did."""
+        found: list[Pair] = []
+        for _ in range(BURSTS):
+            taken = self.runner.burst(self._shuffled(list(dict.fromkeys([candidate, anchor]))))
+            own, base = taken.get(candidate), taken.get(anchor)
+            if isinstance(own, Rejected):
+                return [], own
+            if isinstance(own, Sample) and isinstance(base, Sample):
+                found.append((own, base))
+        return found, None
 
     def _keep(self, why: str, anchor: Candidate | None = None) -> Choice:
         used = anchor or self.space.default

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
@@ -44,14 +44,44 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a round says of a candidate, in microseconds, and the single calls behind that."""
+
+    micros: float
+    calls: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Measured:
     """Samples of a candidate in microseconds, and of the default taken in the same rounds.
 
     The default is the anchor: machines drift, and a ratio taken within one round does not.
+
+    burst  samples taken after a rest, where the machine can run faster than it sustains
+    calls  the single calls behind each sample
     """
 
     samples: tuple[float, ...]
     anchor: tuple[float, ...]
+    burst: tuple[float, ...] = ()
+    anchor_burst: tuple[float, ...] = ()
+    calls: tuple[tuple[float, ...], ...] = ()
+    anchor_calls: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], bursts: Sequence[Pair] = ()) -> Measured:
+        """Return what pairs of samples say, each of the candidate and of the default."""
+        own, anchor = zip(*pairs, strict=True)
+        burst, anchor_burst = zip(*bursts, strict=True) if bursts else ((), ())
+        some = any(s.calls for s in own)
+        return cls(
+            samples=tuple(s.micros for s in own),
+            anchor=tuple(s.micros for s in anchor),
+            burst=tuple(s.micros for s in burst),
+            anchor_burst=tuple(s.micros for s in anchor_burst),
+            calls=tuple(s.calls for s in own) if some else (),
+            anchor_calls=tuple(s.calls for s in anchor) if some else (),
+        )
 
     @property
     def micros(self) -> float:
@@ -64,6 +94,7 @@ class Measured:
         return median(s / a for s, a in zip(self.samples, self.anchor, strict=True))
 
 
+Pair = tuple[Sample, Sample]
 Outcome = Measured | Rejected
 
 
