@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sparsegen.runtime.catalog import Overrides, Schedule
+    from sparsegen.runtime.catalog import Overrides
     from sparsegen.runtime.kernel import Kernel
     from sparsegen.tuning.result import TuneResult
+
+log = logging.getLogger("sparsegen")
 
 __all__ = ["Request", "arch_of", "compile", "partition", "program_of", "tune"]
 
@@ -135,11 +138,12 @@ def compile(
             with cu_seqlens) or "paged" (keys in pages); see `Kernel`.
         page_size: keys per page, in the paged layout.
         sizes: extents of the letters other than the sequence axes. Without them, each call with new
-            sizes compiles a kernel (or takes it from the cache).
+            sizes compiles a kernel (or takes it from the cache). Lengths of the sequence axes may
+            be given too: the kernel takes any, but they say which tuned size is nearest.
         dtypes: of single inputs, by name.
         schedule: how to lower: one `Schedule`, or several by task name or family; by default what
-            `tune` recorded for the task on this architecture, or the knobs that the schedule
-            computes.
+            `tune` recorded for the task on this processor, what sparsegen comes with for it or for
+            its architecture, or the knobs that the schedule computes.
         **hyper: hyperparameters of the pattern. `scale`, where the pattern has no hyperparameter of
             that name, is the softmax scale of every verb that states none.
 
@@ -304,16 +308,15 @@ def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
     plan = request.plan(sizes)
-    overrides = recorded(plan, request.arch) if request.schedule is None else request.schedule
+    overrides = request.schedule
+    if overrides is None:
+        from sparsegen.tuning.database import recorded
+
+        found = recorded(plan, request.arch, sizes)
+        for name, choice in found.items():
+            log.info("%s of %s: %r, %s", name, plan.program.name, choice.schedule, choice)
+        overrides = {name: choice.schedule for name, choice in found.items()}
     return compile_plan(plan, request.arch, overrides)
-
-
-def recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:
-    """Return what tuning chose for the tasks of a plan, as far as it is recorded."""
-    from sparsegen.tuning.database import lookup
-
-    found = {task.name: lookup(task, plan.binding, arch) for task in plan.tasks}
-    return {name: schedule for name, schedule in found.items() if schedule is not None}
 
 
 def tune(

@@ -61,6 +61,12 @@ class Isolated:
         for candidate in candidates:
             self._build(candidate, AHEAD)
 
+    def is_ready(self, candidate: Candidate) -> bool:
+        """Tell whether a candidate is built and the calls are made, or both failed."""
+        if self._workers.kind == "cpu":
+            return True
+        return self._make(AHEAD).done() and self._build(candidate, AHEAD).done()
+
     def close(self) -> None:
         """Remove the calls, which may be large, and forget what nobody has begun to build."""
         self._workers.drop(self.job)

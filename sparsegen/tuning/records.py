@@ -266,6 +266,15 @@ def merge(files: Iterable[Path]) -> Iterator[Record]:
     yield from sorted(seen.values(), key=lambda r: r.time)
 
 
+def choices(records: Iterable[Record]) -> dict[tuple[object, ...], Record]:
+    """Return the last choice of each task, size, distribution and processor."""
+    return {
+        (k.task, k.sizes, k.distribution, k.arch, k.threads, k.device): r
+        for r in records
+        if r.what == "choice" and (k := r.key)
+    }
+
+
 def seen(records: Iterable[Record], key: Key) -> dict[Candidate, Outcome]:
     """Return the outcome of every candidate recorded under exactly this key, the last one wins."""
     return {r.candidate: r.outcome for r in records if r.what == "candidate" and r.key == key}

@@ -143,6 +143,11 @@ class Search:
             order = dict.fromkeys([*(c for c in near if c in left), *left])
             entrant.runner.ahead(list(order)[: LOOKAHEAD * self.machine.builders])
 
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether measuring need not wait for anything to be built."""
+        return all(e.runner.is_ready(e.space.default) for e in self.entrants)
+
     def run(self, deadline: float) -> tuple[TaskResult, ...]:
         """Tune the tasks, those that take longest first, and return results in their order."""
         try:
