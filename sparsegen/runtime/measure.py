@@ -45,7 +45,7 @@ class Buffer:
         self._bytes = self._raw[_GUARD : _GUARD + values.nbytes]
         self._bits: Any = np.dtype(f"i{values.dtype.itemsize}")
         uniform = values.size > 0 and not any(values.strides)
-        few = values.reshape(-1)[:1] if uniform else np.ascontiguousarray(values)
+        few = values.reshape(-1)[:1].copy() if uniform else np.ascontiguousarray(values)
         self._original = torch.from_numpy(few.view(self._bits)).to(device)
         self._memory = self._bytes.view(self._original.dtype).view(values.shape)
         self.argument = self._bytes.view(_DTYPES[dtype]).view(values.shape)

@@ -83,6 +83,8 @@ class Call:
 
     def __init__(self, case: Case, bench: Bench) -> None:
         self.case, self._bench = case, bench
+        self.strayed = False
+        """A kernel wrote what is not its own, and who knows what else."""
         values = (*case.inputs, *case.outputs)
         self._memory = [bench.place(x, d) for x, d in zip(values, case.dtypes, strict=True)]
         for memory in self._memory:
@@ -101,7 +103,9 @@ class Call:
                 memory.reset()
             kernel(*self.arguments(scratch))
             self._bench.wait()
-            found = self._stray() or self._wrong() or self._differs(first)
+            stray = self._stray()
+            self.strayed = self.strayed or stray is not None
+            found = stray or self._wrong() or self._differs(first)
             if found is not None:
                 return f"{found}, in the call of {self.case.name}"
             if self._bench.repeats > 1 and not first:

@@ -110,7 +110,7 @@ class Worker:
         for call, scratch in zip(self._calls, self._scratch[name], strict=True):
             wrong = self._guarded(functools.partial(call.check, self._kernels[name], scratch))
             if wrong is not None:
-                return wrong
+                return {**wrong, "lost": wrong["lost"] or call.strayed}
         return {}
 
     def do_time(self, name: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ class Worker:
         return {"micros": typical(bench, times), "calls": [round(t, 3) for t in times]}
 
     def _guarded(self, run: Callable[[], str | None]) -> dict[str, Any] | None:
-        """Return None if all went well; else what went wrong, and whether the device is lost."""
+        """Return None if all went well; else what went wrong, and whether this process is lost."""
         assert self._bench is not None
         try:
             wrong = run()
