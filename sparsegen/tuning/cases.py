@@ -34,8 +34,9 @@ class Expected:
     """What rows of one output must hold.
 
     rows       places along the (flattened) first axis
-    tolerance  relative to the value plus the mean magnitude of all; for indices, the share of lists
-               that may differ in a few keys because their scores are no exact float32 numbers
+    tolerance  relative to the value plus the magnitude of its row, or of all if that is larger; for
+               indices, the share of lists that may differ in a few keys because their scores are no
+               exact float32 numbers
     """
 
     output: int

@@ -9,6 +9,7 @@ keeps its place unless it is beaten by more than the noise.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -114,6 +115,8 @@ class Race:
     clock: Callable[[], float] = time.monotonic
     ready: set[Candidate] = field(default_factory=set)
     """Candidates prepared in this process."""
+    defaults: deque[Sample] = field(default_factory=lambda: deque(maxlen=FINAL_ROUNDS))
+    """The last samples of the default."""
 
     def run(self) -> Choice:
         """Search until the strategy has nothing to propose or the time is up.
@@ -123,7 +126,9 @@ class Race:
         """
         anchor = self._anchor()
         if anchor is None:
-            return self._keep("the budget ended before the default was built")
+            why = "the budget ended before the default was built"
+            default = self.space.default
+            return Choice(candidate=default, default=default, final=None, noise=0.0, why=why)
         count = BATCH // 2
         while (start := self.clock()) < self.deadline - self.reserve:
             batch = self.propose(self.space, self.history, count, self.rng)
@@ -147,6 +152,7 @@ class Race:
             if candidate in self._prepare([candidate]):
                 time_of = self.runner.round([candidate])[candidate]
                 if not isinstance(time_of, Rejected):
+                    self.defaults.append(time_of)
                     self._learn(candidate, Measured.of([(time_of, time_of)]))
                     return candidate
                 self._learn(candidate, time_of)
@@ -207,6 +213,7 @@ class Race:
                 f"{anchor}, which passed every check, failed while it was timed: {base.why}",
                 hint="report it with the quarantined reproduction; records keep what was measured",
             )
+        self.defaults.append(base)
         for candidate in alive:
             taken = times[candidate]
             if isinstance(taken, Rejected):
@@ -223,14 +230,14 @@ class Race:
         names = [c for c in self.history.fastest(FINALISTS + 1) if c != anchor][:FINALISTS]
         alive = [c for c in self._prepare(names) if self.history.measured[c].ratio < 1]
         if not alive:
-            return self._keep("nothing was faster than the default", anchor)
+            return self._stay("nothing was faster than the default", anchor, 0.0)
         samples: dict[Candidate, list[Pair]] = {c: [] for c in alive}
         for done in range(FINAL_ROUNDS):
             if not alive or (done >= 3 and self.clock() >= self.deadline):
                 break
             alive = self._round(anchor, alive, samples)
         if not alive:
-            return self._keep("the faster ones failed in the final", anchor)
+            return self._stay("the faster ones failed in the final", anchor, 0.0)
         results = {c: Measured.of(samples[c]) for c in alive}
         best = min(results, key=lambda c: results[c].ratio)
         noise = noise_of(results[best])
@@ -244,13 +251,15 @@ class Race:
                     candidate=best, default=anchor, final=final, noise=noise, why="faster"
                 )
             self._learn(best, wrong)
-        bursts, _ = self._bursts(anchor, anchor)
-        base = [(a, a) for _, a in samples[best]]
         gain = f"the best other candidate gains {max(0.0, 1 - results[best].ratio):.1%}, "
-        return Choice(
-            candidate=anchor, default=anchor, final=Measured.of(base, bursts), noise=noise,
-            why=gain + (f"but failed: {wrong.why}" if wrong else f"the noise is {noise:.1%}"),
-        )  # fmt: skip
+        why = gain + (f"but failed: {wrong.why}" if wrong else f"the noise is {noise:.1%}")
+        return self._stay(why, anchor, noise)
+
+    def _stay(self, why: str, anchor: Candidate, noise: float) -> Choice:
+        """Return the choice of the default after a search."""
+        bursts, _ = self._bursts(anchor, anchor)
+        final = Measured.of([(s, s) for s in self.defaults], bursts)
+        return Choice(candidate=anchor, default=anchor, final=final, noise=noise, why=why)
 
     def _bursts(
         self, candidate: Candidate, anchor: Candidate
@@ -265,11 +274,6 @@ class Race:
             if isinstance(own, Sample) and isinstance(base, Sample):
                 found.append((own, base))
         return found, None
-
-    def _keep(self, why: str, anchor: Candidate | None = None) -> Choice:
-        used = anchor or self.space.default
-        final = self.history.measured.get(used)
-        return Choice(candidate=used, default=used, final=final, noise=0.0, why=why)
 
     def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
         self.history.outcomes[candidate] = outcome

@@ -181,6 +181,17 @@ def test_a_difference_is_reported_where_it_is_largest() -> None:
         assert "at [9, 1]" in (memory.compare(wrong, expected) or "")
 
 
+def test_an_error_is_relative_to_its_row_where_that_is_large() -> None:
+    want = np.full((50, 16), 0.01)
+    want[7] = np.linspace(-1.0, 1.0, 16)
+    want[7, 3] = 0.0
+    expected = Expected(0, np.arange(50), want, 0.02)
+    for row, error, fails in ((7, 0.008, False), (7, 0.02, True), (8, 0.002, True)):
+        got = want.copy()
+        got[row, 3] += error
+        assert (memory.compare(got, expected) is not None) is fails, (row, error)
+
+
 def test_lists_must_be_equal_where_scores_are_exact() -> None:
     want = np.array([[1, 4, -1], [2, 3, 8]])
     near = np.array([[1, 4, -1], [2, 5, 8]])
