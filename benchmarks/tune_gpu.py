@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     start = time.monotonic()
     machine = machine_of(arch_of("cuda"))
     stem = re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
+    args.folder.mkdir(parents=True, exist_ok=True)
     raw = args.folder / f"{stem}.raw.jsonl"
     found = entries(names, args.dtype, args.distributions.split(","))
     print(f"{machine.device}: {len(found)} entries, {machine.builders} builders", flush=True)
