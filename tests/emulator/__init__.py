@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,15 +21,11 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
+from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
-# Instructions, by how they start: what the emulator calls for them, given their operands in order.
-_PTX = (
-    (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16|f16)\.", "mma"),
-    (r"ldmatrix\.sync\.aligned\.m8n8\.x4\.(trans\.)?shared", "ldmatrix"),
-    (r"cp\.async\.cg\.shared\.global", "copy"),
-    (r"cp\.async\.(commit|wait)_group", ""),
-)
+CORE = Path(__file__).parent / "core" / "emulator.cc"
+_OPTIONS = ["-std=c++17", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 
 
 def translate(source: str) -> str:
@@ -37,43 +35,42 @@ def translate(source: str) -> str:
     )
     source = re.sub(
         r"(\w+)<<<(.*?), (\w+), 0, stream>>>\((\w+)\);",
-        r"emu::launch((int)(\2), \3, 0, [=] { \1(\4); });", source,
+        r"emu::launch(\2, \3, 0, [=] { \1(\4); });", source,
     )  # fmt: skip
     # The launcher compares device types with the number of kDLCUDA.
     source = re.sub(r"\b2 == (\(*\(DLTensor\*\)[^;{}]*?device_type)", r"1 == \1", source)
     source = re.sub(r"(device_type\)*) == 2\b", r"\1 == 1", source)
-    lines = []
-    head = ""
-    for line in source.splitlines():
-        if line.startswith("__forceinline__ __device__"):
-            head = line
-        lines.append(_statement(line, head) if "asm volatile(" in line else line)
-    return "\n".join(lines)
+    return translate_assembly(source)
 
 
-def _statement(line: str, head: str) -> str:
-    operands = re.findall(r"(\w+)\s*(?:,|\)\s*\{)", head[head.index("(") :])
-    for pattern, call in _PTX:
-        found = re.search(pattern, line)
-        if found is None:
-            continue
-        kind = {"mma": found.groups()[:1] == ("bf16",), "ldmatrix": found.groups()[:1] != (None,)}
-        flag = f"<{str(kind[call]).lower()}>" if call in kind else ""
-        return f"  emu::{call}{flag}({', '.join(operands)});" if call else "  ;"
-    raise NotImplementedError(line)
+@cache
+def _core() -> Path:
+    """Compile what all kernels share, once in a process; return the object file."""
+    folder = tempfile.TemporaryDirectory(prefix="emulator-")
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / "emulator.o"
+    options = ["-O2", "-march=native", "-fvisibility=hidden", "-c"]
+    run(["g++", *_OPTIONS, *options, str(CORE), "-o", str(file)], file.name)
+    return file
+
+
+def build(source: str, path: Path) -> None:
+    """Compile the C++ that `translate` returned into the library `path`."""
+    core = _core()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cc"
+        file.write_text(source)
+        includes = [INCLUDE, *libinfo.include_paths()]
+        command = [
+            "g++", *_OPTIONS, "-O1", "-shared", *(f"-I{p}" for p in includes),
+            str(file), str(core), "-o", str(path),
+        ]  # fmt: skip
+        run(command, path.name)
 
 
 def compile_source(source: str, arch: Arch, path: Path) -> str:
     """Do what `sparsegen.codegen.gpu.build.compile_source` does, for the emulator."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.cc"
-        file.write_text(translate(source + render(Support())))
-        includes = [INCLUDE, *libinfo.include_paths()]
-        command = [
-            "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing",
-            *(f"-I{p}" for p in includes), str(file), "-o", str(path),
-        ]  # fmt: skip
-        run(command, path.name)
+    build(translate(source + render(Support())), path)
     return "emulator"
 
 
