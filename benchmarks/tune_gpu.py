@@ -25,7 +25,7 @@ from sparsegen.api import arch_of
 from sparsegen.tuning import records
 from sparsegen.tuning.machine import machine_of
 from sparsegen.tuning.result import TaskResult
-from sparsegen.tuning.sweep import Entry, database, entries, sweep
+from sparsegen.tuning.sweep import CANDIDATES, Entry, database, entries, sweep
 
 FIRST = ("dsa", "nsa", "mla_prefill", "mla_decode", "causal", "sliding_window", "moba", "msa")
 
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--patterns", default=",".join(FIRST), help="in order; 'all' for every one")
     parser.add_argument("--distributions", default="clustered,uniform,local", help="in order")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--strategy", default="evolutionary")
+    parser.add_argument("--candidates", type=int, default=CANDIDATES, help="of each kernel")
     args = parser.parse_args(argv)
     rest = [name for name in patterns.names() if name not in FIRST]
     names = [*FIRST, *rest] if args.patterns == "all" else args.patterns.split(",")
@@ -47,24 +47,31 @@ def main(argv: list[str] | None = None) -> int:
     machine = machine_of(arch_of("cuda"))
     stem = re.sub(r"[^a-z0-9]+", "-", machine.device.lower()).strip("-")
     args.folder.mkdir(parents=True, exist_ok=True)
-    raw = args.folder / f"{stem}.raw.jsonl"
+    raw, into = args.folder / f"{stem}.raw.jsonl", args.folder / f"{stem}.jsonl"
     found = entries(names, args.dtype, args.distributions.split(","))
     print(f"{machine.device}: {len(found)} entries, {machine.builders} builders", flush=True)
 
     def tell(entry: Entry, results: tuple[TaskResult, ...] | str) -> None:
         lines = [results] if isinstance(results, str) else list(map(str, results))
         print(f"[{time.monotonic() - start:5.0f} s] {entry}", *lines, sep="\n  ", flush=True)
+        write(raw, into)
 
     reached = sweep(
         found, machine, raw, 60 * args.minutes - (time.monotonic() - start), tell,
-        strategy=args.strategy, serves=machine.arch.name,
+        limit=args.candidates, serves=machine.arch.name,
     )  # fmt: skip
-    chosen = database(records.read(raw))
-    into = args.folder / f"{stem}.jsonl"
-    into.write_text("".join(r.to_json() + "\n" for r in chosen))
     print(f"{reached} of {len(found)} entries in {time.monotonic() - start:.0f} s")
-    print(f"{len(chosen)} choices in {into}")
+    print(f"{write(raw, into)} choices in {into}")
     return 0
+
+
+def write(raw: Path, into: Path) -> int:
+    """Write the choices of a file of records, and return how many there are."""
+    chosen = database(records.read(raw))
+    part = into.with_suffix(".part")
+    part.write_text("".join(r.to_json() + "\n" for r in chosen))
+    part.replace(into)
+    return len(chosen)
 
 
 if __name__ == "__main__":

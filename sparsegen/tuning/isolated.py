@@ -61,11 +61,11 @@ class Isolated:
         for candidate in candidates:
             self._build(candidate, AHEAD)
 
-    def is_ready(self, candidate: Candidate) -> bool:
-        """Tell whether a candidate is built and the calls are made, or both failed."""
+    def is_ready(self, candidates: Sequence[Candidate]) -> bool:
+        """Tell whether the calls are made and candidates are built, or have failed to be."""
         if self._workers.kind == "cpu":
             return True
-        return self._make(AHEAD).done() and self._build(candidate, AHEAD).done()
+        return self._make(AHEAD).done() and all(self._build(c, AHEAD).done() for c in candidates)
 
     def close(self) -> None:
         """Remove the calls, which may be large, and forget what nobody has begun to build."""

@@ -93,7 +93,7 @@ class _Entrant:
     key: Key
     runner: Isolated
     history: History
-    micros: float = 0.0
+    micros: float = 1.0
 
 
 @dataclass(kw_only=True)
@@ -101,7 +101,8 @@ class Search:
     """The search for one plan at one size and distribution.
 
     tasks   of the plan that take part
-    resume  leave tasks alone whose search was finished in an earlier run
+    limit   of candidates of each task, which are then all measured; the time is shared out evenly.
+            What an earlier run measured, and chose from, is left alone.
     serves  what the records of choices say there; see `Record`
     """
 
@@ -115,7 +116,7 @@ class Search:
     rng: Random
     show: Show
     tasks: tuple[Task, ...]
-    resume: bool = False
+    limit: int | None = None
     serves: str = ""
     results: dict[str, TaskResult] = field(default_factory=dict)
     entrants: list[_Entrant] = field(default_factory=list)
@@ -125,12 +126,14 @@ class Search:
         before = records.read(self.path)
         for task in self.tasks:
             space = space_of(task, self.machine.arch)
+            if self.limit is not None:
+                space = space.first(min(self.limit, space.worthwhile), Random(0))
             self.results[task.name] = untuned(task, space, "there is one candidate")
             if len(space.candidates) == 1:
                 continue
             entrant = self._entrant(task, space, before)
             chosen = [r for r in before if r.what == "choice" and r.key == entrant.key]
-            if chosen and self.resume:
+            if self.limit is not None and chosen and not space.unseen(entrant.history):
                 self.results[task.name] = known(task, space, chosen[-1].candidate)
                 entrant.runner.close()
             else:
@@ -138,22 +141,24 @@ class Search:
         for entrant in self.entrants:
             entrant.runner.ahead([entrant.space.default])
         for entrant in self.entrants:
-            near = entrant.space.neighbours(entrant.space.default)
-            left = entrant.space.unseen(entrant.history)
-            order = dict.fromkeys([*(c for c in near if c in left), *left])
-            entrant.runner.ahead(list(order)[: LOOKAHEAD * self.machine.builders])
+            most = LOOKAHEAD * self.machine.builders
+            left = entrant.space.first(most, Random(0)).unseen(entrant.history)
+            entrant.runner.ahead(left)
 
-    @property
-    def is_ready(self) -> bool:
-        """Tell whether measuring need not wait for anything to be built."""
-        return all(e.runner.is_ready(e.space.default) for e in self.entrants)
+    def is_ready(self, *, whole: bool) -> bool:
+        """Tell whether the defaults are built, or the `whole` of what will be measured."""
+        return all(
+            e.runner.is_ready([e.space.default, *(e.space.unseen(e.history) if whole else ())])
+            for e in self.entrants
+        )
 
     def run(self, deadline: float) -> tuple[TaskResult, ...]:
         """Tune the tasks, those that take longest first, and return results in their order."""
         try:
             with Writer(self.path) as writer:
-                self.show.phase("building the defaults", deadline)
-                self._probe(deadline, writer)
+                if self.limit is None:
+                    self.show.phase("building the defaults", deadline)
+                    self._probe(deadline, writer)
                 self._races(deadline, writer)
         finally:
             self.close()
@@ -209,6 +214,7 @@ class Search:
     def _probe(self, deadline: float, writer: Writer) -> None:
         """Time every default once: the budget is shared out in that proportion."""
         for entrant in self.entrants:
+            entrant.micros = 0.0
             default = entrant.space.default
             if isinstance(entrant.history.outcomes.get(default), Rejected):
                 continue

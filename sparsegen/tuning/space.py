@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 from statistics import median
 
 Value = int | bool | str
@@ -136,6 +137,27 @@ class Space:
     def unseen(self, history: History) -> list[Candidate]:
         """Return the candidates without an outcome, in order."""
         return [c for c in self.candidates if c not in history]
+
+    def first(self, limit: int, rng: Random) -> Space:
+        """Return the space of at most `limit` candidates that are worth trying first.
+
+        The default and what is one step from it, the first candidate of every other schedule, and
+        then any, those of the default's schedule first. A smaller limit takes the same ones, fewer.
+        """
+        own = self.default.schedule
+        others = {c.schedule: c for c in reversed(self.candidates) if c.schedule != own}
+        rest = rng.sample(self.candidates, len(self.candidates))
+        order = [
+            self.default, *self.neighbours(self.default), *reversed(others.values()),
+            *sorted(rest, key=lambda c: c.schedule != own),
+        ]  # fmt: skip
+        return Space(tuple(dict.fromkeys(order))[:limit], self.excluded)
+
+    @property
+    def worthwhile(self) -> int:
+        """Return how many of `first` are of the default's schedule, or the first of another."""
+        schedules = [c.schedule for c in self.candidates]
+        return schedules.count(self.default.schedule) + len(set(schedules)) - 1
 
     def reasons(self) -> dict[str, int]:
         """Return how many candidates each static reason excludes, most frequent first."""

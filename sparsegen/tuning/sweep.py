@@ -32,19 +32,22 @@ from sparsegen.tuning.strategies import STRATEGIES
 from sparsegen.tuning.subject import Subject
 from sparsegen.tuning.workers import Workers
 
-LARGEST = 2 << 30
+LARGEST = 5 << 28
 """Bytes of the largest call: what is larger takes longer to make and to check than to tune."""
-WEIGHTS = (16.0, 4.0, 1.0)
-"""Shares of the budget: first shapes of patterns, further shapes, further distributions."""
-MOST_TASKS = 3
-"""So many tasks of an entry count for its share; a plan of more has mostly small ones."""
+FIRST = ("attend", "select")
+"""Families whose kernels take the time; those of the others come last."""
 PAGE, SEQUENCES = 64, 32
 """Keys of a page and sequences of a call, where shapes that decode are tuned as servers run."""
-BEGUN = 3
-"""Entries that builders work on while one is measured."""
+CANDIDATES = 10
+MOST_BEGUN = 6
+"""Entries that are begun at a time: their calls lie on the disk."""
+TASK_SECONDS = 15.0
+"""The most that a task takes; few do."""
+HURRY = 0.1
+"""Share of the time at whose end nobody waits any more for all of an entry to be built."""
 POLL_SECONDS = 0.1
 LEAST_SECONDS = 3.0
-"""An entry is not begun with less."""
+"""An entry is not measured with less."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +62,6 @@ class Entry:
     sizes: Sizes
     distribution: str
     tasks: tuple[Task, ...]
-    weight: float
     scaled: str = ""
 
     def __str__(self) -> str:
@@ -76,34 +78,35 @@ def entries(
 ) -> list[Entry]:
     """Return what there is to tune, the most valuable first; no task twice at one size.
 
-    First the first shape of every pattern, in the order of `names`; then the other shapes, and
-    those that decode also as batches in pages; then all of them with further distributions, for
-    the tasks that gather.
+    First what attends and selects in the first shape of every pattern, in the order of `names`;
+    then in the other shapes, and those that decode also as batches in pages; then what gathers with
+    further distributions; then everything else.
     """
     bound: list[tuple[bool, str, Plan, Sizes]] = []
     for name in names:
         for n, config in enumerate(patterns.configs(name)):
-            for plan, sizes in _bindings(name, config, dtype):
+            for plan, wanted in _bindings(name, config, dtype):
                 later = n > 0 or plan.binding.layout == "paged"
-                bound.append((later, f"{name}/{config.name}", plan, sizes))
+                bound.append((later, f"{name}/{config.name}", plan, wanted))
+    bound.sort(key=lambda x: x[0])
     seen: set[tuple[str, Sizes, str]] = set()
     found: list[Entry] = []
-    for place, distribution in enumerate(distributions):
-        for later, name, plan, wanted in sorted(bound, key=lambda x: x[0]):
+    places = [*((d, True) for d in distributions), (distributions[0], False)]
+    for distribution, first in places:
+        for _, name, plan, wanted in bound:
             sizes = fitting(plan, wanted, largest)
             tasks = []
             for task in plan.tasks:
                 key = (task_hash(task), sizes, distribution if task.lists else "none")
-                if key not in seen:
+                if (task.family in FIRST) == first and key not in seen:
                     seen.add(key)
                     tasks.append(task)
             if tasks:
                 scaled = "" if sizes == wanted else f" (the shape has {_told(wanted)})"
-                weight = WEIGHTS[2 if place else later] * min(len(tasks), MOST_TASKS)
                 found.append(
                     Entry(
                         name=name, plan=plan, sizes=sizes, distribution=distribution,
-                        tasks=tuple(tasks), weight=weight, scaled=scaled,
+                        tasks=tuple(tasks), scaled=scaled,
                     )
                 )  # fmt: skip
     return found
@@ -153,58 +156,58 @@ def sweep(
     seconds: float,
     tell: Callable[[Entry, tuple[TaskResult, ...] | str], None],
     *,
-    strategy: str = "evolutionary",
+    limit: int = CANDIDATES,
     serves: str = "",
-    seed: int = 0,
 ) -> int:
-    """Tune entries in order until the time is up, and record everything in `path`.
+    """Tune entries until the time is up, and record everything in `path`.
 
-    What an earlier run finished is left alone. While one entry is measured, builders work on the
-    next ones; one whose defaults are built is measured before one that would have to wait. An entry
-    that cannot be tuned is told about, and the others go on.
+    Builders work through the entries in order, and an entry is measured when all its candidates are
+    built, so that the GPU waits for nobody; towards the end, as soon as the defaults are. What an
+    earlier run finished is left alone. An entry that cannot be tuned is told about, and the others
+    go on.
 
     Args:
         tell: called with each entry, and its results or why there are none.
+        limit: candidates of each task. Of schedules that are not the default only the first
+            candidates take part.
         serves: see `Record`.
 
     Returns:
-        How many entries were reached.
+        How many entries were measured.
     """
     deadline = time.monotonic() + seconds
-    propose = STRATEGIES.require(strategy).propose
-    waiting, begun = deque(found), deque[tuple[Entry, Search]]()
+    propose = STRATEGIES.require("exhaustive").propose
+    waiting, begun = deque(found), list[tuple[Entry, Search]]()
     reached = 0
     with Workers(machine.builders, machine.threads, machine.arch.kind) as workers, Show() as show:
-        while (waiting or begun) and time.monotonic() < deadline - LEAST_SECONDS:
-            while waiting and len(begun) <= BEGUN:
-                entry = waiting.popleft()
-                search = Search(
-                    plan=entry.plan, machine=machine, sizes=entry.sizes, propose=propose,
-                    distribution=entry.distribution, path=path, workers=workers, show=show,
-                    rng=Random(seed), tasks=entry.tasks, resume=True, serves=serves,
-                )  # fmt: skip
-                try:
-                    search.begin()
-                    begun.append((entry, search))
-                except SparsegenError as error:
-                    tell(entry, str(error))
-                    reached += 1
-            if not begun:
-                continue
-            ready = next((pair for pair in begun if pair[1].is_ready), None)
-            if ready is None:
-                time.sleep(POLL_SECONDS)
-                continue
-            begun.remove(ready)
-            entry, search = ready
-            later = sum(e.weight for e in (*waiting, *(e for e, _ in begun)))
-            now = time.monotonic()
-            share = (deadline - now) * entry.weight / (entry.weight + later)
+
+        def begin(entry: Entry) -> None:
+            search = Search(
+                plan=entry.plan, machine=machine, sizes=entry.sizes, propose=propose,
+                distribution=entry.distribution, path=path, workers=workers, show=show,
+                rng=Random(0), tasks=entry.tasks, limit=limit, serves=serves,
+            )  # fmt: skip
+            search.begin()
+            begun.append((entry, search))
+
+        while (waiting or begun) and (now := time.monotonic()) < deadline - LEAST_SECONDS:
+            idle = workers.backlog < 2 * machine.builders and len(begun) < MOST_BEGUN
+            whole = deadline - now > HURRY * seconds
+            ready = next((x for x in begun if x[1].is_ready(whole=whole)), None)
             try:
-                tell(entry, search.run(now + share))
+                if waiting and (idle or not begun):
+                    entry = waiting.popleft()
+                    begin(entry)
+                elif ready is not None:
+                    begun.remove(ready)
+                    entry, search = ready
+                    reached += 1
+                    most = now + TASK_SECONDS * len(entry.tasks)
+                    tell(entry, search.run(min(deadline, most)))
+                else:
+                    time.sleep(POLL_SECONDS)
             except SparsegenError as error:
                 tell(entry, str(error))
-            reached += 1
         for _, search in begun:
             search.close()
     return reached

@@ -92,6 +92,12 @@ class Workers:
             self._queue.put((urgency, next(self._count), work))
         return work.answer
 
+    @property
+    def backlog(self) -> int:
+        """Return how much nobody has begun."""
+        with self._lock:
+            return sum(not work.begun for work in self._works.values())
+
     def drop(self, job: Job | None = None) -> None:
         """Forget what nobody has begun, of one job or of all."""
         with self._lock:

@@ -115,9 +115,8 @@ def entry(queries: int, **sizes: int) -> Entry:
     tasks = tuple(t for t in plan.tasks if t.name == "project_1")
     shape = records.Sizes(batch=1, query=queries, key=96)
     return Entry(
-        name=f"{queries} queries", plan=plan, sizes=shape, distribution="uniform", tasks=tasks,
-        weight=1,
-    )  # fmt: skip
+        name=f"{queries} queries", plan=plan, sizes=shape, distribution="uniform", tasks=tasks
+    )
 
 
 def test_a_sweep_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -11,17 +11,20 @@ from sparsegen.tuning.space import Candidate, Measured
 from sparsegen.tuning.sweep import database, entries, fitting
 
 
-def test_first_shapes_come_first_then_others_then_distributions() -> None:
+def test_first_shapes_come_first_then_others_then_distributions_then_small_kernels() -> None:
     found = entries(["moba", "causal"], "bfloat16", ["clustered", "uniform"])
     names = [(e.name, e.plan.binding.layout, e.distribution) for e in found]
-    assert names[:2] == [
+    assert names[:3] == [
         ("moba/8k", "sequence", "clustered"), ("causal/llama-3-8b", "sequence", "clustered"),
+        ("moba/32k", "sequence", "clustered"),
     ]  # fmt: skip
     assert ("causal/llama-3-8b-decode", "paged", "clustered") in names
-    weights = [e.weight / min(len(e.tasks), 3) for e in found]
-    assert weights == sorted(weights, reverse=True)
-    assert {e.name.partition("/")[0] for e in found if e.distribution == "uniform"} == {"moba"}
-    assert {t.name for e in found if e.distribution == "uniform" for t in e.tasks} == {"attend_1"}
+    gathering = [e for e in found if e.distribution == "uniform"]
+    assert {e.name.partition("/")[0] for e in gathering} == {"moba"}
+    assert {t.name for e in gathering for t in e.tasks} == {"attend_1"}
+    families = [[t.family for t in e.tasks] for e in found]
+    assert families[0] == ["select", "attend"]
+    assert families[-3:] == [["compress"]] * 3, "one for each shape of moba"
 
 
 def test_no_task_is_tuned_twice_at_one_size() -> None:
@@ -36,7 +39,7 @@ def test_no_task_is_tuned_twice_at_one_size() -> None:
 
 
 def test_what_is_too_large_is_halved_and_says_so() -> None:
-    (large,) = (e for e in entries(["moba"], "bfloat16", ["uniform"]) if e.name == "moba/1m")
+    large, _ = (e for e in entries(["moba"], "bfloat16", ["uniform"]) if e.name == "moba/1m")
     assert large.sizes == Sizes(batch=1, query=4096, key=1 << 18)
     assert "the shape has B=1 queries=4096 keys=1048576" in str(large)
     sizes = Sizes(batch=8, query=64, key=64)
