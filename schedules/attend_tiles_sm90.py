@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu import tma
+from sparsegen.codegen.gpu import convert
 from sparsegen.codegen.gpu.attend import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.tiled import TiledKernel
@@ -61,10 +61,12 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     dtype = dtype_of(task)
     if dtype is None:
         return "tensor cores multiply 16-bit numbers, and every input is float32"
-    if task.q.rows.space != "query" or task.o.dtype != dtype:
-        return "queries are no tokens, or the output has another dtype than the inputs"
+    if task.q.rows.space != "query":
+        return "queries are no tokens"
+    if task.o.dtype not in (dtype, "float32"):
+        return f"the output is {task.o.dtype}, and products are {dtype}"
     for operand in (task.q, *(x for s in task.sources for x in (s.k, s.v))):
-        reason = tma.refused(operand, dtype)
+        reason = convert.refused(operand, dtype)
         if reason is not None:
             return reason
     if any(p.buffer.shape[-2] != task.q.heads for p in task.q.parts):
@@ -101,7 +103,7 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
 
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
-    """Return the counters, what is to be repaired, and the united lists."""
+    """Return the counters, what is to be repaired, the united lists, and copies of operands."""
     return scratch_of(task, _cut(task, knobs, arch))
 
 
@@ -129,11 +131,6 @@ def _lists(task: AttendTask) -> str | None:
     for keys in drivers:
         if keys.slash or keys.shift or not _keys(keys.granule):
             return f"{keys.granule} keys of a listed block are no multiple of 64, nor 16 or 32"
-        lists = dict(task.lists)[keys.member]
-        if lists.buffer.shape[-1] == -1:
-            return "lists have no width"
-        if lists.buffer.rows.space != "query":
-            return "tokens do not have a list each"
     for _, clause in clauses_of(task):
         if any(isinstance(e, Member) for e in walk(clause.residual)):
             return "keys of one list are looked up in another one"

@@ -31,7 +31,7 @@ def repair_shape(task: AttendTask, shared: int) -> Shape:
 
 def repair(kernel: TiledKernel) -> None:
     """Emit the blocks that take what was put down; the launch is entered."""
-    cut, task = kernel.cut, kernel.task
+    cut, task = kernel.cut, kernel.asked
     shape = repair_shape(task, kernel.shared)
     place = launch(const(cut.blocks, "int64"), shape.threads, entered=True)
     slow = AttendKernel(task, shape, kernel.arguments)

@@ -17,6 +17,7 @@ from sparsegen.codegen.cpu.stream import Bounds
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline, tma
 from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.repair import repair
 from sparsegen.codegen.gpu.ring import Ring
@@ -42,12 +43,14 @@ class TiledKernel:
     """Emits the function of one task into the current builder frame."""
 
     def __init__(self, task: AttendTask, cut: Cut, arguments: Arguments, shared: int) -> None:
-        self.task, self.cut, self.arguments, self.shared = task, cut, arguments, shared
+        self.asked, self.cut, self.arguments, self.shared = task, cut, arguments, shared
         found = dtype_of(task)
         assert found is not None
         self.dtype = found
+        # The task over operands that the copy engine can load.
+        self.task, self.copies = converted(task, found)
         self.dim = task.sources[0].v.dim
-        self.clauses = clauses_of(task)
+        self.clauses = clauses_of(self.task)
         self.listed = key_list(task) is not None
         self.heads = task.q.heads // cut.heads
         # Without a mod the scale is part of the exponent's rate; a mod needs it before.
@@ -69,6 +72,7 @@ class TiledKernel:
         )
         self.items = T.bind(self.tiles * self.heads)
         sources = self._maps()
+        convert(self.arguments, self.copies)
         with device():
             if self.listed:
                 Union(self).emit()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.attend import shared_heads
+from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.pipeline import GROUP
-from sparsegen.ir.expr import Const, Expr, Symbol, rebuild
+from sparsegen.ir.expr import Const, Expr, Stop, Symbol, apply, rebuild, walk
 from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, Interval, KeyList, KeySource, Rows
 
 ROWS = 64  # of a warp group
@@ -83,7 +85,10 @@ def shared_bytes(task: AttendTask, cut: Cut) -> int:
 
 
 def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
-    """Return the memory beside the buffers of the task: counters, tiles to repair, united lists."""
+    """Return the memory beside the buffers of the task.
+
+    That is counters, warp groups to repair, united lists, and copies of operands.
+    """
     rows = Rows(space="query_block", block=cut.all_tokens)
     groups = task.q.heads // cut.heads
     name = task.name
@@ -98,7 +103,10 @@ def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
         shape = (groups, -1)
         lists = Buffer(name=f"{name}_united", dtype="int32", shape=shape, rows=rows)
         found.append((lists, list_words(task, cut)))
-    return tuple(found)
+    dtype = dtype_of(task)
+    assert dtype is not None
+    copies = converted(task, dtype)[1]
+    return (*found, *((buffer, Const(0)) for buffer in copies.values()))
 
 
 def key_list(task: AttendTask) -> tuple[Clause, KeyList] | None:
@@ -136,6 +144,10 @@ def list_words(task: AttendTask, cut: Cut) -> Expr:
     """Return the words of the united list of an item: a first entry that counts, then blocks."""
     found = key_list(task)
     assert found is not None
-    _, keys = found
+    clause, keys = found
+    stop = next(e for end in clause.hull.hi for e in walk(end) if isinstance(e, Stop))
+    longest = apply("floordiv", apply("add", stop, Const(keys.granule - 1)), Const(keys.granule))
     width = dict(task.lists)[keys.member].buffer.shape[-1]
-    return Const((cut.all_tokens * width + 1) * entry_words(cut))
+    if width != -1:
+        longest = apply("min", longest, Const(cut.all_tokens * width))
+    return apply("mul", apply("add", longest, Const(1)), Const(entry_words(cut)))

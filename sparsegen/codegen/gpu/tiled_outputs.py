@@ -73,7 +73,11 @@ def _write(compute: Compute, half: int, row: Value, scale: Value) -> None:
     at = T.bind(row * dim + cast(compute.lane % 4 * 2, "int64"))
     for j in range(dim // 8):
         low, high = (load(compute.out, 4 * j + 2 * half + c) * scale for c in range(2))
-        ptx("st.global.b32", flat.ptr_to([at + 8 * j]), mma.pack(low, high, kernel.dtype))
+        to = flat.ptr_to([at + 8 * j])
+        if kernel.task.o.dtype == "float32":
+            ptx("st.global.v2.f32", to, low, high)
+        else:
+            ptx("st.global.b32", to, mma.pack(low, high, kernel.dtype))
 
 
 def _put_down(compute: Compute) -> None:

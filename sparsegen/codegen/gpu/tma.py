@@ -16,20 +16,6 @@ from sparsegen.lowering.tasks import Operand, Part
 COLUMNS = 64  # of a panel
 _SWIZZLE_128, _PROMOTE_128 = 3, 2  # values of cuTensorMapEncodeTiled
 _LOAD = "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
-# A load names one of 2^31 rows, and a step between rows takes 40 bits of bytes.
-_STEP = 2**40
-
-
-def refused(operand: Operand, dtype: str) -> str | None:
-    """Return None, or why the copy engine cannot load an operand as it lies in memory."""
-    for part in operand.parts:
-        if part.fn is not None or part.buffer.dtype != dtype:
-            return "operands need a conversion on their way into shared memory"
-        if part.size % COLUMNS or part.start % COLUMNS or part.buffer.shape[-1] % COLUMNS:
-            return f"elements come in parts of {part.size}: no multiples of {COLUMNS}"
-        if part.buffer.shape[-2] * part.buffer.shape[-1] * 2 >= _STEP:
-            return "rows are too long for the copy engine"
-    return None
 
 
 @dataclass(frozen=True)

@@ -32,10 +32,9 @@ struct Fiber {
 inline constexpr size_t kStack = 256 << 10;
 // Rounds in which threads do nothing but look whether something has changed.
 inline constexpr int kPatience = 20000;
-// Of computing, after which a thread that has not waited for anything is given up.
-inline constexpr int kSeconds = 10;
 inline std::vector<Fiber> fibers;
 int current;
+int seconds = 10;
 inline int block_threads;
 inline void* scheduler;
 inline void (*body)(const void*);
@@ -154,8 +153,8 @@ struct Watch {
     if (running && switches == seen) fail("a thread runs for ever");
     seen = switches;
   }
-  static void every(int seconds) {
-    itimerval time = {{seconds, 0}, {seconds, 0}};
+  static void every(int period) {
+    itimerval time = {{period, 0}, {period, 0}};
     setitimer(ITIMER_VIRTUAL, &time, nullptr);
   }
   Watch() {
@@ -164,7 +163,7 @@ struct Watch {
     now.sa_handler = look;
     now.sa_flags = SA_NODEFER | SA_RESTART;
     sigaction(SIGVTALRM, &now, &before);
-    every(kSeconds);
+    every(seconds);
   }
   ~Watch() {
     every(0);

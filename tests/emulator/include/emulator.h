@@ -10,6 +10,8 @@ namespace emu {
 
 extern int current;            // the thread that runs, by number
 extern unsigned char* shared;  // of the block
+// Of computing, after which a thread that has not waited for anything is given up.
+extern int seconds;
 
 inline int lane() { return current % 32; }
 

@@ -68,8 +68,9 @@ def apply(task: ProjectTask, knobs: Knobs, arch: Arch) -> Any:
             store_f32(out.flat, task.out.dtype, get(total), n)
             if knobs.fault == "far":
                 store_f32(out.flat, task.out.dtype, get(total), n + (1 << 41))
-            if knobs.fault == "bounds":
-                store_f32(out.flat, task.out.dtype, get(total), n + count)
+            if knobs.fault == "bounds":  # near enough to be seen by the guards
+                with T.If(n < 100), T.Then():
+                    store_f32(out.flat, task.out.dtype, get(total), n + count)
             if knobs.fault == "hang":
                 with T.serial(const(1 << 60, "int64")) as k:
                     again = load_f32(out.flat, task.out.dtype, (n + k) % count)
