@@ -34,6 +34,7 @@ class Knobs:
     warps    warps along the rows of a tile
     tiles    16 (query, head) rows of a warp: 1 or 2
     columns  warps along the elements of the values, and along the keys of a chunk
+    depths   warps of these that score the same keys, each by half of the elements: 1 or 2
     keys     keys of a chunk: a multiple of 16 for each column
     stages   chunks in shared memory; with 1, keys and values are copied by turns
     """
@@ -41,6 +42,7 @@ class Knobs:
     warps: int = 4
     tiles: int = 2
     columns: int = 1
+    depths: int = 1
     keys: int = 64
     stages: int = 1
 
@@ -48,13 +50,13 @@ class Knobs:
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 _PREFERRED = (
-    Knobs(4, 2, 1, 64, 1),
-    Knobs(2, 2, 4, 64, 2),
-    Knobs(4, 2, 1, 32, 1),
-    Knobs(4, 1, 1, 64, 1),
-    Knobs(4, 1, 1, 32, 1),
-    Knobs(2, 1, 2, 32, 1),
-    Knobs(2, 1, 1, 32, 1),
+    Knobs(4, 2, 1, 1, 64, 1),
+    Knobs(2, 2, 4, 2, 64, 2),
+    Knobs(4, 2, 1, 1, 32, 1),
+    Knobs(4, 1, 1, 1, 64, 1),
+    Knobs(4, 1, 1, 1, 32, 1),
+    Knobs(2, 1, 2, 1, 32, 1),
+    Knobs(2, 1, 1, 1, 32, 1),
 )
 
 
@@ -93,7 +95,7 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     yield first
-    for values in itertools.product((1, 2, 4, 8), (1, 2), (1, 2, 4), (16, 32, 64, 128), (1, 2, 3)):
+    for values in itertools.product((1, 2, 4, 8), (1, 2), (1, 2, 4), (1, 2), (16, 32, 48, 64, 128), (1, 2, 3)):
         knobs = Knobs(*values)
         if knobs != first:
             reason = _excluded(task, knobs, arch)
@@ -116,30 +118,35 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
 
 def _least(task: AttendTask) -> Knobs:
     """Return the knobs that need least."""
-    columns = _shape(task, Knobs(1, 1, 1, 16, 1)).columns
-    return Knobs(1, 1, columns, 16 * columns, 1)
+    columns = _shape(task, Knobs(1, 1, 1, 1, 16, 1)).columns
+    return Knobs(1, 1, columns, 1, 16 * columns, 1)
 
 
 def _shape(task: AttendTask, knobs: Knobs) -> Shape:
     return shape_of(
-        task, knobs.warps, knobs.tiles, knobs.columns, knobs.keys, knobs.stages
+        task, knobs.warps, knobs.tiles, knobs.columns, knobs.depths, knobs.keys, knobs.stages
     )
 
 
 def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
-    if min(knobs.warps, knobs.tiles, knobs.columns, knobs.stages) < 1:
-        return "warps, tiles, columns and stages are at least 1"
+    if min(knobs.warps, knobs.tiles, knobs.columns, knobs.depths, knobs.stages) < 1:
+        return "warps, tiles, columns, depths and stages are at least 1"
     shape = _shape(task, knobs)
     if knobs.keys < 16 or knobs.keys % (16 * shape.columns) or knobs.keys > 128:
         return f"{knobs.keys} keys: a multiple of {16 * shape.columns} up to 128"
     if shape.columns != knobs.columns:
         return f"{knobs.columns} columns, sums need {shape.columns}"
+    if knobs.depths > 1:
+        if knobs.depths != 2 or shape.tiles != 2 or shape.columns % 2:
+            return "2 depths take 2 tiles, and an even number of columns"
+        if task.q.dim % 64:
+            return f"2 depths of {task.q.dim} elements: a multiple of 64"
     used = shared_bytes(task, shape)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
     if shape.threads > 1024:
         return f"{shape.threads} threads of a block"
-    sums, _ = registers(task, shape)
+    sums = registers(task, shape)
     if sums > SUMS:
         return f"{sums} registers of a thread for scores and sums, of {SUMS}"
     if sums * shape.threads > 48 << 10:

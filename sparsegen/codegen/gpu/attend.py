@@ -30,7 +30,8 @@ from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, minimum, s
 from sparsegen.lowering.tasks import AttendTask, Clause, KeySource, Rows
 
 REGISTERS = 128  # of a thread, for the sums of its rows
-HELD = 176  # of a thread, for these, scores and queries: others are read from shared memory
+HELD = 176  # of a thread, for these, scores and queries; others are read from shared memory
+PARTLY_HELD = 192  # the same where warps share rows, which then keep as many queries as fit
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Shape:
     tokens, heads  rows of a tile: `tokens` by `heads`, at most 16 * tiles * row_warps
     row_warps      warps along the rows, `tiles` times 16 rows each
     columns        warps along the elements of the values, and along the keys of a chunk
+    depths         warps of these that score the same keys, each by some columns of the queries
     keys           keys of a chunk
     stages         chunks in shared memory; with 1, keys and values are copied by turns
     """
@@ -49,6 +51,7 @@ class Shape:
     row_warps: int
     tiles: int
     columns: int
+    depths: int
     keys: int
     stages: int
 
@@ -112,11 +115,10 @@ def shared_bytes(task: AttendTask, shape: Shape) -> int:
     return total + ring_bytes(task, shape.keys, ahead(task, shape.stages) + 1) + 96
 
 
-def registers(task: AttendTask, shape: Shape) -> tuple[int, int]:
-    """Return the registers of sums and scores of a thread, and those of queries it could keep."""
-    width = width_of(task, shape.columns)
-    sums = shape.tiles * (width + shape.keys // shape.columns) // 2
-    return sums, shape.tiles * rounded(task.q.dim, 16) // 4
+def registers(task: AttendTask, shape: Shape) -> int:
+    """Return the registers of a thread for scores and sums."""
+    keys = shape.keys // shape.columns * shape.depths
+    return shape.tiles * (width_of(task, shape.columns) + keys) // 2
 
 
 class AttendKernel:
@@ -131,7 +133,10 @@ class AttendKernel:
         self.dim = task.sources[0].v.dim
         self.width = width_of(task, shape.columns)
         self.wide = self.width * shape.columns
-        self.held = sum(registers(task, shape)) <= HELD
+        # Times 16 columns of the queries that stay in registers.
+        mine = self.deep // 16 // shape.depths
+        room = ((HELD, PARTLY_HELD)[shape.columns > 1] - registers(task, shape)) // 4 // shape.tiles
+        self.held = min(room, mine) if shape.columns > 1 or room >= mine else 0
         # Without a mod the scale is part of the exponent's rate; a mod needs it before.
         self.scaled = task.mod is not None or task.scale <= 0
         self.natural = 1.0 if self.scaled else task.scale
@@ -216,6 +221,7 @@ class Tile:
         self.mode, self.again = (pool.alloc((1,), "int32", align=4) for _ in range(2))
         self.wide = pool.alloc((3,), "int64", align=8)
         self.narrow = pool.alloc((5,), "int32", align=4)
+        self.ends = pool.alloc((2,), "int32", align=4)
         pool.commit()
 
     def run(self) -> None:
@@ -276,15 +282,19 @@ class Tile:
 
     # --- rows -----------------------------------------------------------------------------------
 
-    def token(self, row: Value) -> Value:
-        """Return the local token of a row; that of the last one where there is none."""
-        return minimum(row // self.shape.heads, self.present - 1)
+    def queries_at(self) -> tuple[Value, Value, Value]:
+        """Return the position of the first query, the last token, and the first head.
+
+        From shared memory, so that what follows from them does not wait in registers either.
+        """
+        n_q, q_off, first, head = (pin(load(self.narrow, n)) for n in (0, 2, 3, 4))
+        last = minimum(const(self.shape.tokens - 1, "int32"), n_q - first - 1)
+        return pin(q_off + first), pin(last), head
 
     def _query(self, r: Value, rows: Rows) -> tuple[Value, Value, Value]:
         there = r < self.present * self.shape.heads
-        position = pin(self.i_min + self.token(r))
-        if rows.space == "entry":
-            position = pin(self.first + self.token(r))
+        token = pin(minimum(r // self.shape.heads, self.present - 1))
+        position = pin((self.first if rows.space == "entry" else self.i_min) + token)
         return there, self.sequence.row(rows, position), self.head + r % self.shape.heads
 
     # --- keys -----------------------------------------------------------------------------------
@@ -294,7 +304,7 @@ class Tile:
         shape = self.shape
         chunks = Chunks(
             self.view, source, clause, self.head, self.ring, shape.keys,
-            self.place.thread, shape.threads,
+            self.place.thread, shape.threads, self.ends,
         )  # fmt: skip
         lead, head = ahead(self.task, shape.stages), pin(self.head // self.task.group)
         mask = Mask(self, source, clause, chunks)
@@ -331,11 +341,11 @@ class Tile:
                 copy(chunk, keys=False)
             elif shape.stages > 1:
                 copy(pin(chunk + (shape.stages - 1)))
-            some, masked = _present(chunks, chunk), chunks.masked(chunk)
+            some = _present(chunks, chunk)
             base = pin(chunk % shape.stages * shape.keys)
             with _if(some):
                 if mask.pairwise:
-                    with T.If(masked > 0), T.Then():
+                    with T.If(chunks.masked(chunk) > 0), T.Then():
                         mask.look(chunk)
                 self.softmax.score(base * self.keys.pitch)
             if split:
@@ -344,7 +354,7 @@ class Tile:
                 copy(pin(chunk + 1), values=False)
             with _if(some):
                 mask.modify(chunk)
-                with T.If(masked > 0), T.Then():
+                with T.If(chunks.masked(chunk) > 0), T.Then():
                     mask.apply(chunk)
                 self._add(base * self.values.pitch)
             chunks.publish(chunk + lead)
@@ -403,7 +413,7 @@ class _Branch:
 
 
 def shape_of(
-    task: AttendTask, row_warps: int, tiles: int, columns: int, keys: int, stages: int
+    task: AttendTask, row_warps: int, tiles: int, columns: int, depths: int, keys: int, stages: int
 ) -> Shape:
     """Return a cut with so many warps along the rows, fewer where fewer rows share their keys."""
     heads = shared_heads(task)
@@ -415,4 +425,4 @@ def shape_of(
     warps = -(-tokens * heads // (16 * tiles))
     while tiles * width_of(task, columns) // 2 > REGISTERS:
         columns *= 2
-    return Shape(tokens, heads, warps, tiles, columns, keys, stages)
+    return Shape(tokens, heads, warps, tiles, columns, depths, keys, stages)

@@ -60,12 +60,18 @@ def listed(source: KeySource, clause: Clause) -> bool:
     return clause.keys is not None or paged_rows(source) is not None
 
 
+def _holds(task: AttendTask) -> tuple[bool, bool]:
+    """Tell whether a ring holds keys, and whether it holds rows."""
+    keys = any(c.keys is not None for s in task.sources for c in s.clauses)
+    return keys, any(paged_rows(s) is not None for s in task.sources)
+
+
 def ring_bytes(task: AttendTask, keys: int, chunks: int) -> int:
     """Return the shared memory of a ring."""
-    if not any(listed(s, c) for s in task.sources for c in s.clauses):
+    holds_keys, holds_rows = _holds(task)
+    if not holds_keys and not holds_rows:
         return 0
-    rows = 8 if any(paged_rows(s) for s in task.sources) else 0
-    return chunks * (keys * (4 + rows) + -(-keys // 32) * 4)
+    return chunks * (keys * (4 * holds_keys + 8 * holds_rows) + -(-keys // 32) * 4)
 
 
 @dataclass(frozen=True)
@@ -73,26 +79,26 @@ class Ring:
     """What shared memory holds of some chunks.
 
     keys, chunks  slots of a chunk, and how many chunks there are at a time
-    position      int32 [chunks * keys]: keys, -1 where a slot has none
-    row           int64 [chunks * keys]: where paged keys are
+    position      int32 [chunks * keys]: keys of lists, -1 where a slot has none
+    row           int64 [chunks * keys]: where paged keys are, -1 where a slot has none
     known         int32: SOME and SURE of every 32 slots
     """
 
     keys: int
     chunks: int
-    position: Memory
+    position: Memory | None
     row: Memory | None
     known: Memory
 
     @staticmethod
     def allocate(pool: Any, task: AttendTask, keys: int, chunks: int) -> Ring | None:
         """Take a ring from the shared memory of a block, if the task needs one."""
-        if not ring_bytes(task, keys, chunks):
+        holds_keys, holds_rows = _holds(task)
+        if not holds_keys and not holds_rows:
             return None
-        row = None
-        if any(paged_rows(s) for s in task.sources):
-            row = pool.alloc((chunks * keys,), "int64", align=16)
-        position = pool.alloc((chunks * keys,), "int32", align=16)
+        size = chunks * keys
+        row = pool.alloc((size,), "int64", align=16) if holds_rows else None
+        position = pool.alloc((size,), "int32", align=16) if holds_keys else None
         known = pool.alloc((chunks * -(-keys // 32),), "int32", align=4)
         return Ring(keys, chunks, position, row, known)
 
@@ -102,16 +108,30 @@ class Chunks:
 
     def __init__(
         self, view: ThreadView, source: KeySource, clause: Clause, head: Value, ring: Ring | None,
-        keys: int, thread: Value, threads: int,
+        keys: int, thread: Value, threads: int, ends: Memory,
     ) -> None:  # fmt: skip
+        """Describe the chunks of a clause.
+
+        Args:
+            head: whose list is read, where the clause has lists.
+            ring: what keys of lists and pages go through.
+            keys: slots of a chunk.
+            thread, threads: the number of this thread in the block, and how many there are.
+            ends: shared int32 [2], to keep what is asked once a chunk out of registers.
+        """
         self.clause, self.sequence, self.keys = clause, view.sequence, keys
         self.thread, self.threads = thread, threads
         self.paged = paged_rows(source)
         self.ring = ring if listed(source, clause) else None
+        self.follow = clause.keys is None  # the keys of slots follow each other
         self.length = pin(view.sequence.count(source.k.rows))
         self.bounds = view._hull(clause, self.length, view.i_min, view.symbols["i_max"])
         self._find, count = finder(view, clause, self.bounds, head)
         self.number = pin((count + (keys - 1)) // keys)
+        self._ends, bounds = ends, self.bounds
+        whole = clause.residual == TRUE
+        store(ends, bounds.lo if whole else bounds.sure_lo, 0)
+        store(ends, bounds.hi if whole else minimum(bounds.sure_hi, bounds.hi), 1)
         steps = -(-keys // threads)
         self._found, self._rows = scratch(steps, "int32"), scratch(steps, "int64")
 
@@ -127,7 +147,7 @@ class Chunks:
             return
         for n, slot in self._slots():
             store(self._found, const(-1, "int32"), n)
-            store(self._rows, const(0, "int64"), n)
+            store(self._rows, const(-1, "int64"), n)
             with T.If(slot < self.keys), T.Then():
                 j = pin(self._find(chunk * self.keys + slot))
                 store(self._found, j, n)
@@ -150,7 +170,8 @@ class Chunks:
                 for x in (there, pin(cast(sure, "int32")))
             )
             with T.If(slot < self.keys), T.Then():
-                store(ring.position, j, place * self.keys + slot)
+                if ring.position is not None:
+                    store(ring.position, j, place * self.keys + slot)
                 if ring.row is not None:
                     store(ring.row, load(self._rows, n), place * self.keys + slot)
                 with T.If(equal(self.thread % 32, const(0, "int32"))), T.Then():
@@ -179,7 +200,7 @@ class Chunks:
 
     def some(self, chunk: Value) -> Value | None:
         """Tell whether a chunk has any key, for all threads alike (int32); None if each has."""
-        if self.ring is None or self.clause.keys is None:
+        if self.follow:
             return None
         total = cell("int32", const(0, "int32"))
         for word in self._known(chunk):
@@ -193,17 +214,16 @@ class Chunks:
             for word in self._known(chunk):
                 put(total, T.bitwise_and(get(total), word))
             return pin(const(SURE, "int32") - get(total))
-        first, bounds = pin(self.first(chunk)), self.bounds
-        hi, lo = bounds.hi, bounds.lo
-        if self.clause.residual != TRUE:
-            hi, lo = minimum(bounds.sure_hi, hi), bounds.sure_lo
-        return pin(cast(T.Or(first < lo, first + self.keys > hi), "int32"))
+        first = pin(self.first(chunk))
+        outside = T.Or(first < load(self._ends, 0), first + self.keys > load(self._ends, 1))
+        return pin(cast(outside, "int32"))
 
     def position(self, chunk: Value) -> Callable[[Value], Value]:
         """Return what tells the key of a slot: -1, or one not below bounds.hi, for none."""
-        if self.ring is None:
+        if self.follow:
             first = pin(self.first(chunk))
             return lambda slot: first + slot
+        assert self.ring is not None
         base, memory = pin(chunk % self.ring.chunks * self.keys), self.ring.position
         return lambda slot: load(memory, base + slot)
 
@@ -220,13 +240,15 @@ class Chunks:
 
             return near
         ring, base = self.ring, pin(chunk % self.ring.chunks * self.keys)
+        key, last = self.position(chunk), pin(self.bounds.hi - 1)
 
         def there(slot: Value, rows: Rows) -> tuple[Value | None, Value, Value]:
-            j = pin(load(ring.position, base + slot))
             if rows == self.paged:
-                row = load(ring.row, base + slot)
-            else:
-                row = self.sequence.row(rows, pin(maximum(j, const(0, "int32"))))
-            return j >= 0, pin(row), head
+                row = pin(load(ring.row, base + slot))
+                return row >= 0, maximum(row, const(0, "int64")), head
+            j = pin(key(slot))
+            exists = j <= last if self.follow else j >= 0
+            near = minimum(j, last) if self.follow else maximum(j, const(0, "int32"))
+            return exists, pin(self.sequence.row(rows, pin(near))), head
 
         return there

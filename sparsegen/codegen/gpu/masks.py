@@ -7,7 +7,7 @@ leaves one bit for each score.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.lists import mentions
@@ -20,6 +20,7 @@ from sparsegen.codegen.tvm import (
     const,
     equal,
     load,
+    minimum,
     scratch,
     select,
     store,
@@ -49,11 +50,15 @@ class Mask:
         one = tile.shape.heads % 16 == 0 and not mentions(clause.residual, Head)
         self.leaders = [row - row % 2 if one else row for row in range(self.rows)]
 
-    def _pair(self, row: int) -> tuple[Value, Value]:
-        """Return the position of the query of a row, and its head."""
-        tile = self.tile
-        r = pin(tile.row + (tile.lane // 4 + row // 2 * 16 + row % 2 * 8))
-        return pin(tile.i_min + tile.token(r)), pin(tile.head + r % tile.shape.heads)
+    def _pairs(self, rows: Iterable[int]) -> dict[int, tuple[Value, Value]]:
+        """Return the position of the query of each row, and its head."""
+        tile, found = self.tile, {}
+        i_min, last, first = tile.queries_at()
+        for row in sorted(set(rows)):
+            r = pin(tile.row + (tile.lane // 4 + row // 2 * 16 + row % 2 * 8))
+            token, head = minimum(r // tile.shape.heads, last), r % tile.shape.heads
+            found[row] = pin(i_min + token), pin(first + head)
+        return found
 
     def _slot(self, n: Value, c: Value) -> Value:
         """Return the slot of a column of an 8-column tile of this warp's slice."""
@@ -67,7 +72,7 @@ class Mask:
             return
         key, bounds = self.chunks.position(chunk), self.chunks.bounds
         leaders = sorted(set(self.leaders))
-        pairs = {row: self._pair(row) for row in leaders}
+        pairs = self._pairs(leaders)
         for row in range(self.rows):
             store(bits, const(0, "uint32"), row)
         with T.serial(self.softmax.slice // 4) as n:
@@ -101,14 +106,14 @@ class Mask:
     def _by_ends(self, chunk: Value) -> Callable[[int, int, int], Value]:
         """Compare with the first and the last key that a query sees."""
         chunks, clause = self.chunks, self.clause
-        key, follow = chunks.position(chunk), chunks.ring is None
+        key, follow = chunks.position(chunk), chunks.follow
         # Where slots follow each other, ends are counted from this thread's first slot.
         start = pin(key(self._slot(0, 0))) if follow else const(0, "int32")
         ends = {}
-        for row in sorted(set(self.leaders)):
+        pairs = self._pairs(self.leaders)
+        for row, (position, _) in pairs.items():
             lo, hi = chunks.bounds.lo, chunks.bounds.hi
             if clause.residual != TRUE:
-                position, _ = self._pair(row)
                 lo, hi = self.view._ends(clause.hull, chunks.length, position, position)
             ends[row] = pin(lo - start), pin(hi - start)
         found = {}
@@ -135,7 +140,7 @@ class Mask:
         task, scores = self.task, self.softmax.scores
         key = self.chunks.position(chunk)
         low, factor = const(HIDDEN, "float32"), const(task.scale, "float32")
-        pairs = [self._pair(row) for row in range(self.rows)] if task.mod is not None else []
+        pairs = self._pairs(range(self.rows)) if task.mod is not None else {}
         for row, n, c, at in self.softmax.elements():
             score = pin(load(scores, at) * factor)
             if task.mod is not None:

@@ -5,7 +5,8 @@ columns is number (tile * columns / 8 + n) * 4 + 2 * half + column of an array; 
 of an array of rows is row 16 * tile + 8 * half + lane / 4 of the warp.
 
 Where several warps share rows, each scores a slice of the keys, and sums up a slice of the values:
-they tell each other their maxima and weights through shared memory.
+they tell each other their maxima and weights through shared memory. Two of them may score both their
+slices, each by half of the products, and tell each other these too: a larger tile takes fewer reads.
 """
 
 from __future__ import annotations
@@ -49,20 +50,24 @@ class Softmax:
         self.mode, self.tiles, self.rows = tile.mode, shape.tiles, 2 * shape.tiles
         self.slice, self.width = shape.keys // shape.columns, kernel.width
         self.row, self.part = tile.row, tile.part
-        self.scores = scratch(self.tiles * self.slice // 2, "float32")
+        count = self.tiles * self.slice // 2
+        self.scores, self.others = scratch(count, "float32"), scratch(count, "float32")
         self.out = scratch(self.tiles * self.width // 2, "float32")
         self.peak, self.total = (scratch(self.rows, "float32") for _ in range(2))
         self.shrink = scratch(self.rows, "float32")
         self.a, self.b = scratch(8 * self.tiles, "uint32"), scratch(8, "uint32")
         self.shared = tile.exchange
         lane = self.lane
-        self.queries = Fragments(tile.queries, lane, self.row)
-        self.keys = Fragments(tile.keys, lane, self.part * self.slice, beside=True)
+        # With two depths a warp takes 32 columns of every 64.
+        depth = pin(self.part % 2 * 32) if shape.depths > 1 else 0
+        self.queries = Fragments(tile.queries, lane, self.row, depth)
+        parts = [self.part] if shape.depths == 1 else [self.part, T.bitwise_xor(self.part, 1)]
+        self.keys = [
+            Fragments(tile.keys, lane, p * self.slice, depth, beside=True) for p in parts
+        ]
         column = pin(self.part * self.width) if shape.columns > 1 else 0
         self.values = Fragments(tile.values, lane, 0, column, transposed=True)
-        self.held = None
-        if kernel.held:
-            self.held = scratch(self.tiles * kernel.deep // 4, "uint32")
+        self.held = scratch(max(4 * self.tiles * kernel.held, 1), "uint32")
         if self.shared is not None:
             self.weights = Fragments(self.shared.weights, lane, self.row)
 
@@ -73,12 +78,16 @@ class Softmax:
         mma.clear(self.total, self.rows)
 
     def hold(self) -> None:
-        """Keep the queries in registers, if they fit."""
-        if self.held is not None:
-            at = self.queries.origin()
-            for k in range(self.kernel.deep // 16):
-                for m in range(self.tiles):
-                    self.queries.read(at, 16 * m, 16 * k, self.held, 4 * (k * self.tiles + m))
+        """Keep queries in registers, as many columns as fit."""
+        at = self.queries.origin()
+        for k in range(self.kernel.held):
+            for m in range(self.tiles):
+                to = 4 * (k * self.tiles + m)
+                self.queries.read(at, 16 * m, self._depth(k), self.held, to)
+
+    def _depth(self, k: int) -> int:
+        """Return the first column of the k-th 16 that this warp multiplies."""
+        return 16 * k if self.shape.depths == 1 else k // 2 * 64 + k % 2 * 16
 
     def elements(self) -> list[tuple[int, int, int, int]]:
         """Return row, 8-column tile, column and number of all scores."""
@@ -95,25 +104,33 @@ class Softmax:
 
     def score(self, base: Value) -> None:
         """Multiply the queries by the slice of a chunk of keys; the chunk starts at `base`."""
-        tiles, held, steps = self.tiles, self.held, self.slice // 16
-        mma.clear(self.scores, tiles * self.slice // 2)
-        rows, keys = self.queries.origin(), self.keys.origin(base)
+        tiles, held, steps = self.tiles, self.kernel.held, self.slice // 16
+        to = [self.scores, self.others][: self.shape.depths]
+        for memory in to:
+            mma.clear(memory, tiles * self.slice // 2)
+        rows, keys = self.queries.origin(), [part.origin(base) for part in self.keys]
 
         def read(step: int) -> None:
-            k, n = divmod(step, steps)
-            if n == 0 and held is None:
+            k, n = divmod(step, steps * len(to))
+            if n == 0 and k >= held:
                 for m in range(tiles):
-                    self.queries.read(rows, 16 * m, 16 * k, self.a, 4 * (k % 2 * tiles + m))
-            self.keys.read(keys, 16 * n, 16 * k, self.b, step % 2 * 4)
+                    at = 4 * (k % 2 * tiles + m)
+                    self.queries.read(rows, 16 * m, self._depth(k), self.a, at)
+            part, n = divmod(n, steps)
+            self.keys[part].read(keys[part], 16 * n, self._depth(k), self.b, step % 2 * 4)
 
         def multiply(step: int) -> None:
-            k, n = divmod(step, steps)
+            k, n = divmod(step, steps * len(to))
+            part, n = divmod(n, steps)
             for m in range(tiles):
-                memory, at = (self.a, k % 2) if held is None else (held, k)
+                memory, at = (self.held, k) if k < held else (self.a, k % 2)
                 a = [memory[4 * (at * tiles + m) + x] for x in range(4)]
-                self._multiply(self.scores, (m * steps + n) * 8, a, step)
+                self._multiply(to[part], (m * steps + n) * 8, a, step)
 
         _ahead(self.kernel.deep // 16 * steps, read, multiply)
+        if self.shape.depths > 1:
+            assert self.shared is not None
+            self.shared.join(self.scores, self.others)
 
     def weigh(self, base: Value) -> None:
         """Add the values of a chunk by their weights; the chunk starts at `base`."""
@@ -227,10 +244,30 @@ class Exchange:
         rows, keys = self.shape.rows, self.shape.keys
         halves = pool.alloc((rows * keys,), tile.kernel.dtype, align=128)
         self.weights = Panel(halves, keys)
-        # The same memory by pairs.
-        pool.move_base_to(pool.offset - 2 * rows * keys)
+        # The same memory by pairs, and for products.
+        start = pool.offset - 2 * rows * keys
+        pool.move_base_to(start)
         self.words = pool.alloc((rows * keys // 2,), "uint32", align=128)
+        pool.move_base_to(start)
+        self.floats = pool.alloc((rows * keys // 2,), "float32", align=128)
+        self.thread = tile.place.thread
         self.cells = pool.alloc((rows * self.shape.columns,), "float32", align=16)
+
+    def join(self, scores: Memory, others: Memory) -> None:
+        """Add up the products of two warps: each keeps `scores`, and passes on `others`."""
+        shape, threads = self.shape, self.shape.threads
+        count = shape.keys // shape.columns // 2  # of 16 rows; the weights have room for as many
+        mine = pin(self.thread)
+        theirs = pin(self.thread + (32 - self.part % 2 * 64) * shape.row_warps)
+        for m in range(shape.tiles):
+            if m:
+                sync()
+            for n in range(count):
+                store(self.floats, load(others, m * count + n), mine + n * threads)
+            sync()
+            for n in range(count):
+                at = m * count + n
+                store(scores, load(scores, at) + load(self.floats, theirs + n * threads), at)
 
     def store(self, row: Value, column: Value, pair: Value) -> None:
         """Store two weights beside each other."""
