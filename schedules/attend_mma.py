@@ -48,6 +48,7 @@ class Knobs:
 
 
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
+_BARRIERS = 15
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 _PREFERRED = (
     Knobs(4, 2, 1, 1, 64, 1),
@@ -141,6 +142,9 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
             return "2 depths take 2 tiles, and an even number of columns"
         if task.q.dim % 64:
             return f"2 depths of {task.q.dim} elements: a multiple of 64"
+    barriers = shape.row_warps * (1 + (shape.depths > 1) * shape.columns // 2)
+    if shape.columns > 1 and barriers > _BARRIERS:
+        return f"{barriers} barriers of a block, beside that of all its threads, of {_BARRIERS}"
     used = shared_bytes(task, shape)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"

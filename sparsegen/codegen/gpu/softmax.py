@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparsegen.codegen.cpu.stream import get, pin
 from sparsegen.codegen.gpu import mma
-from sparsegen.codegen.gpu.launch import FULL, across, sync
+from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import Fragments, Panel
 from sparsegen.codegen.gpu.outputs import FINITE
 from sparsegen.codegen.tvm import (
@@ -219,7 +219,7 @@ class Softmax:
                 column = self.part * self.slice + (8 * n + self.lane % 4 * 2)
                 at = (row // 2 * self.slice // 8 + n) * 4 + row % 2 * 2
                 self.shared.store(r, column, self._pair(at))
-        sync()
+        self.shared.meet(self.shape.columns)
 
     def finish(self) -> None:
         """Complete the sums of the weights of each row."""
@@ -227,7 +227,6 @@ class Softmax:
             across(load(self.total, row), lambda a, b: a + b, 4) for row in range(self.rows)
         ]
         if self.shared is not None:
-            sync()
             totals = self.shared.sums(totals)
         for row, total in enumerate(totals):
             store(self.total, total, row)
@@ -250,24 +249,34 @@ class Exchange:
         self.words = pool.alloc((rows * keys // 2,), "uint32", align=128)
         pool.move_base_to(start)
         self.floats = pool.alloc((rows * keys // 2,), "float32", align=128)
-        self.thread = tile.place.thread
+        # A barrier for the warps that share rows, and one for each two of them.
+        self.group = pin(tile.place.warp % self.shape.row_warps)
+        self.pair = pin(self.group * (self.shape.columns // 2) + self.part // 2)
         self.cells = pool.alloc((rows * self.shape.columns,), "float32", align=16)
 
     def join(self, scores: Memory, others: Memory) -> None:
         """Add up the products of two warps: each keeps `scores`, and passes on `others`."""
-        shape, threads = self.shape, self.shape.threads
+        shape = self.shape
         count = shape.keys // shape.columns // 2  # of 16 rows; the weights have room for as many
-        mine = pin(self.thread)
-        theirs = pin(self.thread + (32 - self.part % 2 * 64) * shape.row_warps)
+        start = self.row * (shape.keys // 2) + self.lane
+        mine, theirs = (pin(start + p * 32) for p in (self.part, T.bitwise_xor(self.part, 1)))
         for m in range(shape.tiles):
             if m:
-                sync()
+                self.meet(2)
             for n in range(count):
-                store(self.floats, load(others, m * count + n), mine + n * threads)
-            sync()
+                store(self.floats, load(others, m * count + n), mine + n * (32 * shape.columns))
+            self.meet(2)
             for n in range(count):
-                at = m * count + n
-                store(scores, load(scores, at) + load(self.floats, theirs + n * threads), at)
+                at, to = theirs + n * (32 * shape.columns), m * count + n
+                store(scores, load(scores, to) + load(self.floats, at), to)
+
+    def meet(self, warps: int) -> None:
+        """Wait for the warps that share rows, or for the other one of two."""
+        shape = self.shape
+        number = self.group + 1
+        if warps == 2 and shape.columns > 2:
+            number = self.pair + (1 + shape.row_warps)
+        mma.ptx("bar.sync", pin(cast(number, "uint32")), 32 * warps)
 
     def store(self, row: Value, column: Value, pair: Value) -> None:
         """Store two weights beside each other."""
@@ -293,7 +302,7 @@ class Exchange:
         with T.If(equal(self.lane % 4, const(0, "int32"))), T.Then():
             for place, x in zip(places, rows, strict=True):
                 store(self.cells, x, self.part * shape.rows + place)
-        sync()
+        self.meet(shape.columns)
         return [
             _tree(combine, [load(self.cells, place + n * shape.rows) for n in range(shape.columns)])
             for place in places
