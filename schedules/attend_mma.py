@@ -50,15 +50,25 @@ class Knobs:
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
 _BARRIERS = 15
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
+# The best on an H100 first, of those that fit.
 _PREFERRED = (
+    Knobs(4, 2, 1, 1, 128, 1),
     Knobs(4, 2, 1, 1, 64, 1),
-    Knobs(2, 2, 4, 2, 64, 2),
+    Knobs(4, 2, 1, 1, 48, 1),
     Knobs(4, 2, 1, 1, 32, 1),
+    Knobs(2, 2, 2, 1, 64, 1),
+    Knobs(2, 2, 2, 1, 32, 1),
+    Knobs(2, 2, 4, 2, 64, 2),
+    Knobs(2, 2, 4, 1, 64, 2),
+    Knobs(2, 2, 4, 2, 64, 1),
+    Knobs(2, 2, 4, 1, 64, 1),
     Knobs(4, 1, 1, 1, 64, 1),
     Knobs(4, 1, 1, 1, 32, 1),
     Knobs(2, 1, 2, 1, 32, 1),
     Knobs(2, 1, 1, 1, 32, 1),
 )
+# Where no more than 16 rows share their keys: several warps are then found along the values only.
+_NARROW = (Knobs(1, 1, 4, 1, 64, 1), Knobs(1, 1, 2, 1, 64, 1))
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -82,25 +92,43 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
-    """Return the largest tile and chunk that leave room for a second block."""
-    for blocks in (2, 1):
-        for knobs in _PREFERRED:
-            shape = _shape(task, knobs)
-            used = shared_bytes(task, shape) + _RESERVED
-            if _excluded(task, knobs, arch) is None and used * blocks <= arch.shared_core_bytes:
+    """Return the largest cut of which enough warps fit a multiprocessor to hide each other's waits.
+
+    Two for each of its four schedulers; one where tensor cores are slow beside shared memory, as
+    on the smaller multiprocessors of workstations.
+    """
+    slow = arch.shared_core_bytes < 128 << 10
+    narrow = _shape(task, Knobs()).rows == 16
+    for wanted in (4, 1) if slow else (8, 4, 1):
+        for knobs in (*_NARROW, *_PREFERRED) if narrow else _PREFERRED:
+            if _excluded(task, knobs, arch) is None and _resident(task, knobs, arch) >= wanted:
                 return knobs
     return _least(task)
+
+
+def _resident(task: AttendTask, knobs: Knobs, arch: Arch) -> int:
+    """Return the warps that a multiprocessor holds, each with all registers a thread can have."""
+    shape = _shape(task, knobs)
+    shared = arch.shared_core_bytes // (shared_bytes(task, shape) + _RESERVED)
+    registers = arch.vector_registers // (256 * shape.threads)
+    return min(shared, registers) * shape.threads // 32
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     yield first
-    for values in itertools.product((1, 2, 4, 8), (1, 2), (1, 2, 4), (1, 2), (16, 32, 48, 64, 128), (1, 2, 3)):
-        knobs = Knobs(*values)
-        if knobs != first:
-            reason = _excluded(task, knobs, arch)
-            yield knobs if reason is None else Rejected(asdict(knobs), reason)
+    for values in itertools.product(
+        (1, 2, 4, 8), (1, 2), ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)), (32, 48, 64, 128), (1, 2)
+    ):
+        warps, tiles, split, keys, stages = values
+        knobs = Knobs(warps, tiles, *split, keys, stages)
+        shape = _shape(task, knobs)
+        # Fewer rows share their keys than so many warps would take: others are the same cut.
+        if knobs == first or (shape.row_warps, shape.tiles) != (warps, tiles):
+            continue
+        reason = _excluded(task, knobs, arch)
+        yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
 def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:

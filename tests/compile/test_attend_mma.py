@@ -44,7 +44,7 @@ def test_every_cut(name: str, knobs: Knobs) -> None:
 
 
 @sg.pattern
-def latent(q: "T Hq c", kv: "S 1 c", x: "T 1 e", y: "S 1 e", *, topk=40, d_v=72):  # type: ignore  # noqa: F722
+def latent(q: "T Hq c", kv: "S 1 c", x: "T 1 e", y: "S 1 e", *, topk=40, d_v=72):  # type: ignore
     """Attend in a latent space to keys that are chosen: all of the machinery of wide values."""
     i, j = sg.index(q, kv)
     sel = sg.select(sg.reduce(sg.score(x, y), "sum", by=(i, j)), topk=topk)

@@ -188,9 +188,7 @@ class Tile:
         sync()
         number, q_start, k_start = (pin(load(self.wide, n)) for n in range(3))
         n_q, n_k, q_off, self.first, self.head = (pin(load(self.narrow, n)) for n in range(5))
-        self.sequence = Sequence(
-            self.kernel.arguments, number, q_start, k_start, n_q, n_k, q_off
-        )
+        self.sequence = Sequence(self.kernel.arguments, number, q_start, k_start, n_q, n_k, q_off)
         self.present = pin(minimum(const(self.shape.tokens, "int32"), n_q - self.first))
         self.i_min = pin(q_off + self.first)
         self.view = ThreadView(

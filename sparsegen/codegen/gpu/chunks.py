@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsegen.codegen.cpu.rows import Sequence
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.view import ThreadView
@@ -27,7 +26,6 @@ from sparsegen.codegen.tvm import (
     maximum,
     minimum,
     scratch,
-    select,
     store,
 )
 from sparsegen.ir.expr import TRUE, Expr, Symbol, rebuild
@@ -175,9 +173,8 @@ class Chunks:
                 if ring.row is not None:
                     store(ring.row, load(self._rows, n), place * self.keys + slot)
                 with T.If(equal(self.thread % 32, const(0, "int32"))), T.Then():
-                    bits = select(some > const(0, "uint32"), const(SOME, "int32"), const(0, "int32"))
-                    whole = equal(every, const(FULL, "uint32"))
-                    bits = bits + select(whole, const(SURE, "int32"), const(0, "int32"))
+                    has = cast(some > const(0, "uint32"), "int32") * SOME
+                    bits = has + cast(equal(every, const(FULL, "uint32")), "int32") * SURE
                     store(ring.known, bits, place * -(-self.keys // 32) + slot // 32)
 
     def _slots(self) -> list[tuple[int, Value]]:

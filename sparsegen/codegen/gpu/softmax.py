@@ -4,9 +4,10 @@ A warp has `tiles` times 16 rows. Element 2 * half + column of the accumulator o
 columns is number (tile * columns / 8 + n) * 4 + 2 * half + column of an array; row 2 * tile + half
 of an array of rows is row 16 * tile + 8 * half + lane / 4 of the warp.
 
-Where several warps share rows, each scores a slice of the keys, and sums up a slice of the values:
-they tell each other their maxima and weights through shared memory. Two of them may score both their
-slices, each by half of the products, and tell each other these too: a larger tile takes fewer reads.
+Where several warps share rows, each scores a slice of the keys and sums up a slice of the values:
+they tell each other their maxima and weights through shared memory. Two of them may score both
+their slices, each by half of the products, and tell each other these too: larger tiles of products
+take fewer reads of shared memory, which bounds them.
 """
 
 from __future__ import annotations
@@ -62,9 +63,7 @@ class Softmax:
         depth = pin(self.part % 2 * 32) if shape.depths > 1 else 0
         self.queries = Fragments(tile.queries, lane, self.row, depth)
         parts = [self.part] if shape.depths == 1 else [self.part, T.bitwise_xor(self.part, 1)]
-        self.keys = [
-            Fragments(tile.keys, lane, p * self.slice, depth, beside=True) for p in parts
-        ]
+        self.keys = [Fragments(tile.keys, lane, p * self.slice, depth, beside=True) for p in parts]
         column = pin(self.part * self.width) if shape.columns > 1 else 0
         self.values = Fragments(tile.values, lane, 0, column, transposed=True)
         self.held = scratch(max(4 * self.tiles * kernel.held, 1), "uint32")
@@ -223,9 +222,7 @@ class Softmax:
 
     def finish(self) -> None:
         """Complete the sums of the weights of each row."""
-        totals = [
-            across(load(self.total, row), lambda a, b: a + b, 4) for row in range(self.rows)
-        ]
+        totals = [across(load(self.total, row), lambda a, b: a + b, 4) for row in range(self.rows)]
         if self.shared is not None:
             totals = self.shared.sums(totals)
         for row, total in enumerate(totals):
@@ -290,9 +287,7 @@ class Exchange:
         """Return the sum over the warps for each row."""
         return self._all(rows, lambda a, b: a + b)
 
-    def _all(
-        self, rows: list[Value], combine: Callable[[Value, Value], Value]
-    ) -> list[Value]:
+    def _all(self, rows: list[Value], combine: Callable[[Value, Value], Value]) -> list[Value]:
         shape = self.shape
         rows = [pin(x) for x in rows]
         places = [
