@@ -175,6 +175,9 @@ class Computing:
         """Bring outputs through the odd buffer into rows of 16-byte pieces."""
         kernel, task = self.kernel, self.kernel.task
         flat = kernel.arguments[task.o].flat
+        if task.o.dtype != self.dtype:
+            self._write_wide(flat, base, head)
+            return
         staged = kernel.keys[1]
         first, piece = T.bind(self.thread // 8), T.bind(self.thread % 8)
         for n in range(self.half // 64):
@@ -189,6 +192,19 @@ class Computing:
                     there = tile * TILE + wgmma.swizzled(first, piece) + r * 16 * 64
                     value = load(staged, there, lanes=8)
                     store(flat, value, at + cast(piece * 8, "int64"))
+
+    def _write_wide(self, flat: Memory, base: Value, head: Value) -> None:
+        """Write float32, in pairs that fill sectors."""
+        kernel, task = self.kernel, self.kernel.task
+        column = self.side * self.half + self.lane % 4 * 2
+        for half in range(2):
+            h = T.bind(head + self.warp * 16 + self.lane // 4 + 8 * half)
+            with T.If(h < task.q.heads), T.Then():
+                at = T.bind((base + cast(h, "int64")) * kernel.dim + cast(column, "int64"))
+                for n in range(self.half // 8):
+                    for c in range(2):
+                        value = load(self.out, 4 * n + 2 * half + c) * load(self.shrink, half)
+                        store(flat, value, at + (8 * n + c))
 
 
 class Even(Computing):
