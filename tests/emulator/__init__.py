@@ -19,15 +19,9 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
+from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
-# Instructions, by how they start: what the emulator calls for them, given their operands in order.
-_PTX = (
-    (r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16|f16)\.", "mma"),
-    (r"ldmatrix\.sync\.aligned\.m8n8\.x4\.(trans\.)?shared", "ldmatrix"),
-    (r"cp\.async\.cg\.shared\.global", "copy"),
-    (r"cp\.async\.(commit|wait)_group", ""),
-)
 
 
 def translate(source: str) -> str:
@@ -37,30 +31,12 @@ def translate(source: str) -> str:
     )
     source = re.sub(
         r"(\w+)<<<(.*?), (\w+), 0, stream>>>\((\w+)\);",
-        r"emu::launch((int)(\2), \3, 0, [=] { \1(\4); });", source,
+        r"emu::launch(\2, \3, 0, [=] { \1(\4); });", source,
     )  # fmt: skip
     # The launcher compares device types with the number of kDLCUDA.
     source = re.sub(r"\b2 == (\(*\(DLTensor\*\)[^;{}]*?device_type)", r"1 == \1", source)
     source = re.sub(r"(device_type\)*) == 2\b", r"\1 == 1", source)
-    lines = []
-    head = ""
-    for line in source.splitlines():
-        if line.startswith("__forceinline__ __device__"):
-            head = line
-        lines.append(_statement(line, head) if "asm volatile(" in line else line)
-    return "\n".join(lines)
-
-
-def _statement(line: str, head: str) -> str:
-    operands = re.findall(r"(\w+)\s*(?:,|\)\s*\{)", head[head.index("(") :])
-    for pattern, call in _PTX:
-        found = re.search(pattern, line)
-        if found is None:
-            continue
-        kind = {"mma": found.groups()[:1] == ("bf16",), "ldmatrix": found.groups()[:1] != (None,)}
-        flag = f"<{str(kind[call]).lower()}>" if call in kind else ""
-        return f"  emu::{call}{flag}({', '.join(operands)});" if call else "  ;"
-    raise NotImplementedError(line)
+    return translate_assembly(source)
 
 
 def compile_source(source: str, arch: Arch, path: Path) -> str:
@@ -70,7 +46,7 @@ def compile_source(source: str, arch: Arch, path: Path) -> str:
         file.write_text(translate(source + render(Support())))
         includes = [INCLUDE, *libinfo.include_paths()]
         command = [
-            "g++", "-std=c++17", "-O1", "-w", "-shared", "-fPIC", "-fno-strict-aliasing",
+            "g++", "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-fno-strict-aliasing",
             *(f"-I{p}" for p in includes), str(file), "-o", str(path),
         ]  # fmt: skip
         run(command, path.name)

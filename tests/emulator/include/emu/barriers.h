@@ -1,0 +1,160 @@
+// Named barriers, and the mbarriers that live in shared memory.
+#pragma once
+
+namespace emu {
+
+// The window of shared memory begins behind what the system reserves.
+inline constexpr uint32_t kWindow = 1024;
+inline unsigned char* shared;
+inline size_t shared_size;
+
+// The memory at an address of the window, which must hold so many bytes.
+inline unsigned char* at(uint32_t address, size_t bytes, const char* what, uint32_t aligned = 1) {
+  if (address < kWindow || address + bytes > kWindow + shared_size)
+    fail(std::string(what) + ": shared memory ends before address " + text(address) + " + " +
+         text(bytes));
+  if (address % aligned)
+    fail(std::string(what) + ": address " + text(address) + " is no multiple of " + text(aligned));
+  return shared + (address - kWindow);
+}
+
+inline uint32_t address_of(const void* p) {
+  return (uint32_t)((const unsigned char*)p - shared) + kWindow;
+}
+
+struct Barrier : Waitable {
+  int id = 0, arrived = 0, expected = 0;
+  int predicate = 0, outcome[3] = {};  // any, all, count
+  int any = 0, all = 1, sum = 0;
+  int by_warp[32] = {};
+  std::string name() const override {
+    return "barrier " + text(id) + " (" + text(arrived) + " of " + text(expected) + " arrived)";
+  }
+};
+inline Barrier barriers[16];
+
+inline bool barrier_enter(uint32_t id, uint32_t count, const char* what) {
+  if (id > 15) fail(std::string(what) + ": there is no barrier " + text(id));
+  if (count % 32 || !count || (int)count > (block_threads + 31) / 32 * 32)
+    fail(std::string(what) + ": " + text(count) + " threads at barrier " + text(id));
+  Barrier& b = barriers[id];
+  if (b.arrived && b.expected != (int)count)
+    fail(std::string(what) + ": barrier " + text(id) + " expects " + text(b.expected) +
+         " threads, not " + text(count));
+  b.expected = count;
+  ++b.by_warp[current / 32];
+  int rest = block_threads % 32;  // the threads that the last warp lacks
+  ++b.arrived;
+  if (rest && current == block_threads - 1) b.arrived += 32 - rest, b.by_warp[current / 32] += 32 - rest;
+  if (b.arrived < b.expected) return false;
+  for (int& n : b.by_warp) {
+    if (n % 32) fail(std::string(what) + ": part of a warp is at barrier " + text(id));
+    n = 0;
+  }
+  b.arrived = 0;
+  b.outcome[0] = b.any, b.outcome[1] = b.all, b.outcome[2] = b.sum;
+  b.any = b.sum = 0, b.all = 1;
+  ++b.generation;
+  return true;
+}
+
+inline void barrier_sync(uint32_t id, uint32_t count = (block_threads + 31) / 32 * 32) {
+  if (!barrier_enter(id, count, "bar.sync")) wait(barriers[id]);
+}
+
+inline void barrier_arrive(uint32_t id, uint32_t count) { barrier_enter(id, count, "bar.arrive"); }
+
+// Returns whether `value` is true anywhere (0) or everywhere (1), or in how many threads (2).
+inline int syncthreads(int value, int which) {
+  Barrier& b = barriers[0];
+  b.any |= value != 0, b.all &= value != 0, b.sum += value != 0;
+  barrier_sync(0);
+  return b.outcome[which];
+}
+
+struct MBarrier : Waitable {
+  uint32_t address = 0;
+  int count = 0, pending = 0;
+  long long bytes = 0;
+  std::string name() const override {
+    return "mbarrier at " + text(address) + " to leave phase " + text(generation) + " (" +
+           text(pending) + " of " + text(count) + " arrivals and " + text(bytes) +
+           " bytes are missing)";
+  }
+};
+inline std::map<uint32_t, MBarrier> mbarriers;
+inline constexpr uint64_t kMark = 0x4D42617272696572;
+
+inline MBarrier& mbarrier(uint32_t address, const char* what) {
+  uint64_t mark;
+  std::memcpy(&mark, at(address, 8, what, 8), 8);
+  auto found = mbarriers.find(address);
+  if (found == mbarriers.end())
+    fail(std::string(what) + ": no mbarrier was initialised at " + text(address));
+  if (mark != kMark) fail(std::string(what) + ": the mbarrier at " + text(address) + " was overwritten");
+  return found->second;
+}
+
+inline void mbarrier_init(uint32_t address, uint32_t count) {
+  if (!count || count >= 1 << 20) fail("mbarrier.init: " + text(count) + " arrivals");
+  std::memcpy(at(address, 8, "mbarrier.init", 8), &kMark, 8);
+  MBarrier& b = mbarriers[address];
+  if (b.bytes) fail("mbarrier.init: bytes are missing at " + text(address));
+  b.address = address;
+  b.generation = 0;
+  b.count = b.pending = count;
+}
+
+inline void mbarrier_inval(uint32_t address) {
+  mbarrier(address, "mbarrier.inval");
+  mbarriers.erase(address);
+}
+
+inline void mbarrier_advance(MBarrier& b) {
+  if (b.pending || b.bytes) return;
+  b.pending = b.count;
+  ++b.generation;
+}
+
+inline void mbarrier_expect(uint32_t address, uint32_t bytes) {
+  MBarrier& b = mbarrier(address, "mbarrier.expect_tx");
+  b.bytes += bytes;
+  if (b.bytes >= 1 << 20) fail("mbarrier.expect_tx: too many bytes at " + text(address));
+}
+
+inline void mbarrier_complete(uint32_t address, uint32_t bytes) {
+  MBarrier& b = mbarrier(address, "complete_tx");
+  b.bytes -= bytes;
+  mbarrier_advance(b);
+}
+
+inline void mbarrier_arrive(uint32_t address, uint32_t count = 1) {
+  MBarrier& b = mbarrier(address, "mbarrier.arrive");
+  if ((int)count > b.pending || !count)
+    fail("mbarrier.arrive: " + text(count) + " more arrivals at " + b.name());
+  b.pending -= count;
+  mbarrier_advance(b);
+}
+
+inline void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
+  mbarrier_expect(address, bytes);
+  mbarrier_arrive(address);
+}
+
+inline bool mbarrier_passed(const MBarrier& b, uint32_t parity) {
+  return (uint32_t)(b.generation & 1) != parity;
+}
+
+inline void mbarrier_wait(bool& done, uint32_t address, uint32_t parity) {
+  if (parity > 1) fail("mbarrier.try_wait: parity " + text(parity));
+  MBarrier& b = mbarrier(address, "mbarrier.try_wait");
+  while (!mbarrier_passed(b, parity)) wait(b);
+  done = true;
+}
+
+inline void mbarrier_test(bool& done, uint32_t address, uint32_t parity) {
+  poll();
+  done = mbarrier_passed(mbarrier(address, "mbarrier.test_wait"), parity);
+}
+
+}  // namespace emu

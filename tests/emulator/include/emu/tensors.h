@@ -1,0 +1,177 @@
+// Tensor maps, and the copies of boxes that they describe.
+//
+// A load arrives as late as it can: when no thread can go on without it. A store reads shared memory
+// as late as it can: when its thread waits for it.
+#pragma once
+#include <deque>
+
+using cuuint32_t = uint32_t;
+using cuuint64_t = uint64_t;
+enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1 };
+enum CUtensorMapDataType {
+  CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_DATA_TYPE_UINT32,
+  CU_TENSOR_MAP_DATA_TYPE_INT32, CU_TENSOR_MAP_DATA_TYPE_UINT64, CU_TENSOR_MAP_DATA_TYPE_INT64,
+  CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
+  CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+};
+enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE };
+enum CUtensorMapSwizzle {
+  CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
+  CU_TENSOR_MAP_SWIZZLE_128B
+};
+enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_NONE };
+enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE };
+
+struct alignas(64) CUtensorMap {
+  unsigned char* data;
+  uint64_t dims[5], strides[5];  // strides in bytes, of the first dimension too
+  uint16_t box[5];
+  uint8_t rank, swizzle;
+};
+
+namespace emu {
+
+inline std::string encode_error = "cuTensorMapEncodeTiled failed";
+
+inline CUresult refuse(const std::string& what) {
+  encode_error = "emulator: cuTensorMapEncodeTiled: " + what;
+  return CUDA_ERROR_INVALID_VALUE;
+}
+
+}  // namespace emu
+
+inline CUresult cuGetErrorString(CUresult, const char** to) {
+  *to = emu::encode_error.c_str();
+  return CUDA_SUCCESS;
+}
+
+inline CUresult cuTensorMapEncodeTiled(
+    CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* data, const cuuint64_t* dims,
+    const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* steps,
+    CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
+    CUtensorMapFloatOOBfill fill) {
+  static constexpr int kBytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
+  static constexpr uint64_t kSpans[] = {256 * 16, 32, 64, 128};
+  using emu::refuse, emu::text;
+  if (rank < 1 || rank > 5) return refuse("rank " + text(rank));
+  if (type < 0 || type > 9) return refuse("element type " + text(type));
+  if (swizzle < 0 || swizzle > 3) return refuse("swizzle " + text(swizzle));
+  if (interleave || fill) return refuse("interleaving and filling with NaN are not emulated");
+  if ((uintptr_t)data % 16) return refuse("the address is no multiple of 16");
+  CUtensorMap made = {};
+  made.data = (unsigned char*)data;
+  made.rank = rank;
+  made.swizzle = swizzle;
+  for (unsigned n = 0; n < rank; ++n) {
+    made.dims[n] = dims[n];
+    made.strides[n] = n ? strides[n - 1] : kBytes[type];
+    made.box[n] = box[n];
+    std::string here = " in dimension " + text(n);
+    if (!dims[n] || dims[n] > 1ull << 32) return refuse("size " + text(dims[n]) + here);
+    if (!box[n] || box[n] > 256) return refuse("a box of " + text(box[n]) + here);
+    if (steps[n] != 1) return refuse("a step between elements" + here);
+    if (n && (made.strides[n] % 16 || made.strides[n] >= 1ull << 40))
+      return refuse("a stride of " + text(made.strides[n]) + " bytes" + here);
+  }
+  uint64_t inner = (uint64_t)box[0] * kBytes[type];
+  if (inner % 16) return refuse("rows of a box of " + text(inner) + " bytes, no multiple of 16");
+  if (inner > kSpans[swizzle]) return refuse("rows of a box of " + text(inner) + " bytes do not fit the swizzle");
+  *map = made;
+  return CUDA_SUCCESS;
+}
+
+namespace emu {
+
+// A copy of a box under way.
+struct Transfer {
+  const CUtensorMap* map;
+  int at[5];
+  uint32_t address, mbarrier;
+};
+inline std::deque<Transfer> loads;
+struct Stores {
+  std::vector<Transfer> open;
+  std::deque<std::vector<Transfer>> groups;
+};
+inline std::map<int, Stores> stores;  // by thread
+
+// Call `move(shared memory, global memory or nullptr, bytes)` for every element of a box.
+template <typename F>
+void each_of_box(const Transfer& t, const char* what, F move) {
+  const CUtensorMap& m = *t.map;
+  uint32_t mask = m.swizzle ? (1u << m.swizzle) - 1 : 0, address = t.address;
+  uint64_t bytes = m.strides[0];
+  int place[5] = {};
+  while (true) {
+    unsigned char* from = m.data;
+    for (int n = 0; n < m.rank; ++n) {
+      long long coordinate = (long long)t.at[n] + place[n];
+      if (coordinate < 0 || coordinate >= (long long)m.dims[n]) from = nullptr;
+      if (from) from += coordinate * (long long)m.strides[n];
+    }
+    uint32_t to = address ^ (address >> 7 & mask) << 4;
+    move(at(to, bytes, what), from, bytes);
+    address += bytes;
+    int n = 0;
+    while (n < m.rank && ++place[n] == m.box[n]) place[n++] = 0;
+    if (n == m.rank) return;
+  }
+}
+
+inline uint32_t box_bytes(const CUtensorMap& m) {
+  uint32_t bytes = m.strides[0];
+  for (int n = 0; n < m.rank; ++n) bytes *= m.box[n];
+  return bytes;
+}
+
+template <int kRank>
+Transfer transfer(uint32_t address, const void* map, const int (&at_)[kRank], const char* what) {
+  Transfer t = {(const CUtensorMap*)map, {}, address, 0};
+  if ((uintptr_t)map % 64) fail(std::string(what) + ": a tensor map that is not aligned to 64 bytes");
+  if (t.map->rank != kRank) fail(std::string(what) + ": the tensor map has rank " + text(t.map->rank));
+  std::memcpy(t.at, at_, sizeof at_);
+  at(address, box_bytes(*t.map), what, 128);
+  return t;
+}
+
+template <int kRank>
+void tensor_load(uint32_t to, const void* map, const int (&place)[kRank], uint32_t barrier) {
+  Transfer t = transfer(to, map, place, "cp.async.bulk.tensor");
+  mbarrier(barrier, "cp.async.bulk.tensor");
+  t.mbarrier = barrier;
+  loads.push_back(t);
+}
+
+template <int kRank>
+void tensor_store(const void* map, const int (&place)[kRank], uint32_t from) {
+  stores[current].open.push_back(transfer(from, map, place, "cp.async.bulk.tensor"));
+}
+
+// Let the oldest load arrive; false where there is none.
+inline bool deliver() {
+  if (loads.empty()) return false;
+  Transfer t = loads.front();
+  loads.pop_front();
+  each_of_box(t, "cp.async.bulk.tensor", [](unsigned char* to, unsigned char* from, int bytes) {
+    from ? (void)std::memcpy(to, from, bytes) : (void)std::memset(to, 0, bytes);
+  });
+  mbarrier_complete(t.mbarrier, box_bytes(*t.map));
+  return true;
+}
+
+inline void bulk_commit() {
+  Stores& mine = stores[current];
+  mine.groups.push_back(std::move(mine.open));
+  mine.open.clear();
+}
+
+inline void bulk_wait(unsigned left) {
+  Stores& mine = stores[current];
+  for (; mine.groups.size() > left; mine.groups.pop_front())
+    for (const Transfer& t : mine.groups.front())
+      each_of_box(t, "cp.async.bulk.tensor", [](unsigned char* from, unsigned char* to, int bytes) {
+        if (to) std::memcpy(to, from, bytes);
+      });
+}
+
+}  // namespace emu
