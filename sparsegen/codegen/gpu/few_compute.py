@@ -274,12 +274,12 @@ class Computing:
                 sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
                 whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
             factor = T.exp2(load(self.peak, e) - peak) / whole
-            store(self.shrink, select(total > zero, factor, zero), e)
+            store(self.shrink, select(equal(total, zero), zero, factor), e)
             if task.lse is not None and self.side == 0:
                 ours = T.And(T.And(self.lane < 4, self.warp < 1), head < task.q.heads)
                 with T.If(ours), T.Then():
                     lse = T.log(total) + peak * const(LN2, "float32")
-                    lse = select(total > zero, lse, const(NEVER, "float32"))
+                    lse = select(equal(total, zero), const(NEVER, "float32"), lse)
                     store(kernel.arguments[task.lse].flat, lse, base + cast(head, "int64"))
         self._scale(self.shrink)
 

@@ -16,6 +16,7 @@ from sparsegen.codegen.tvm import (
     Value,
     cast,
     const,
+    equal,
     load,
     maximum,
     minimum,
@@ -161,12 +162,13 @@ class Computing:
                 flat = kernel.arguments[task.sink].flat
                 sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
                 whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
-            store(self.shrink, select(total > zero, const(1.0, "float32") / whole, zero), half)
+            inverse = const(1.0, "float32") / whole
+            store(self.shrink, select(equal(total, zero), zero, inverse), half)
             if task.lse is not None and self.side == 0:
                 ours = T.And(self.lane % 4 < 1, h < task.q.heads)
                 with T.If(ours), T.Then():
                     lse = T.log(total) + peak * const(LN2, "float32")
-                    lse = select(total > zero, lse, const(NEVER, "float32"))
+                    lse = select(equal(total, zero), const(NEVER, "float32"), lse)
                     store(kernel.arguments[task.lse].flat, lse, base + cast(h, "int64"))
         self._write(base, head)
         kernel.free[1][self.side].arrive()

@@ -189,9 +189,9 @@ def store_across(
     row, half = lane % 8, lane // 8 % 2
     at = T.bind(swizzled(row, warp * 2 + half) + first)
     for block in range(0, heads // 8, 2):
-        registers = [packed[2 * block + i] for i in range(min(4, heads // 4 - 2 * block))]
-        place = at + block * 8 * 64
-        if len(registers) == 4:
-            place = place + lane // 16 * 8 * 64
-        name = f"stmatrix.sync.aligned.m8n8.x{len(registers)}.trans.shared.b16"
-        ptx(name, tile.ptr_to([place]), *registers)
+        # Where one block is left over, the upper lanes write what the lower ones do.
+        two = block + 1 < heads // 8
+        upper = lane // 16 * 8 * 64 if two else const(0, "int32")
+        to = tile.ptr_to([at + block * 8 * 64 + upper])
+        registers = [packed[2 * (block + (n // 2 if two else 0)) + n % 2] for n in range(4)]
+        ptx("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16", to, *registers)
