@@ -6,11 +6,12 @@ Every token walks its own keys, those of ranges and of lists, so all heads share
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.attend import shared_heads
+from sparsegen.codegen.gpu.ahead import unit_of
 from sparsegen.codegen.gpu.attend import dtype_of
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.launch import kernel
@@ -36,10 +37,12 @@ class Knobs:
 
     compute  registers of a thread of the two groups that multiply
     copy     registers of a thread of the group that gathers
+    ahead    keys are brought into L2 a step before they are copied
     """
 
     compute: int = 208
     copy: int = 88
+    ahead: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -81,12 +84,15 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
     """Return the split that keeps accumulators of 64 x 256 in registers."""
-    return Knobs()
+    # Two buffers do not hide how long memory takes, and a range is known ahead.
+    return Knobs(ahead=task.q.heads > MOST and unit_of(task) > 1)
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
-    for knobs in (Knobs(), Knobs(216, 72), Knobs(224, 56), Knobs(216, 96)):
+    first = default(task, arch)
+    others = (Knobs(216, 72), Knobs(224, 56), Knobs(216, 96))
+    for knobs in (first, replace(first, ahead=not first.ahead), *others):
         reason = _excluded(knobs)
         yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
@@ -102,13 +108,11 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     dtype = dtype_of(task)
     assert dtype is not None
-    blocks = arch.cores or 1
+    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.ahead)
     with kernel(task) as (builder, arguments):
         if task.q.heads <= MOST:
-            registers = (knobs.compute, knobs.copy)
-            FewKernel(task, blocks, registers, ring_of(task, arch), dtype, arguments).emit()
+            FewKernel(task, cut, ring_of(task, arch), dtype, arguments).emit()
         else:
-            cut = Cut(blocks, knobs.compute, knobs.copy)
             ListedKernel(task, cut, dtype, arguments).emit()
     return builder.get()
 

@@ -20,8 +20,10 @@ from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
+from sparsegen.codegen.gpu.ahead import Ahead
 from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
 from sparsegen.codegen.gpu.gather import Gather
+from sparsegen.codegen.gpu.listed import Cut
 from sparsegen.codegen.gpu.listed_compute import NEVER
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
@@ -68,11 +70,9 @@ class FewKernel:
     """Emits the function of one task into the current builder frame."""
 
     def __init__(
-        self, task: AttendTask, blocks: int, registers: tuple[int, int], ring: Ring, dtype: str,
-        arguments: Arguments,
-    ) -> None:  # fmt: skip
-        self.task, self.blocks, self.dtype, self.arguments = task, blocks, dtype, arguments
-        self.compute, self.copy = registers
+        self, task: AttendTask, cut: Cut, ring: Ring, dtype: str, arguments: Arguments
+    ) -> None:
+        self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
         self.ring = ring
         (self.source,) = task.sources
         self.heads = rounded_heads(task)
@@ -89,7 +89,7 @@ class FewKernel:
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
-        self.block = T.cta_id([self.blocks])
+        self.block = T.cta_id([self.cut.blocks])
         group = T.warpgroup_id([3])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([3 * GROUP])
@@ -99,14 +99,14 @@ class FewKernel:
         pipeline.init(self.barriers, thread)
         with T.If(group < 1):
             with T.Then():
-                pipeline.take_registers(self.compute)
+                pipeline.take_registers(self.cut.compute)
                 Computing(self, 0).run()
             with T.Else(), T.If(group < 2):
                 with T.Then():
-                    pipeline.take_registers(self.compute)
+                    pipeline.take_registers(self.cut.compute)
                     Computing(self, 1).run()
                 with T.Else():
-                    pipeline.give_registers(self.copy)
+                    pipeline.give_registers(self.cut.copy)
                     self._gather()
 
     def _allocate(self) -> None:
@@ -145,7 +145,7 @@ class FewKernel:
         with T.While(get(tile) < self.count):
             # Causal work grows with the position: the longest tiles come first.
             body(T.bind(self.count - 1 - get(tile)), T.bind(get(turn)))
-            put(tile, get(tile) + self.blocks)
+            put(tile, get(tile) + self.cut.blocks)
             put(turn, get(turn) + 1)
 
     # --- the gathering group --------------------------------------------------------------------
@@ -165,6 +165,10 @@ class FewKernel:
         rows = Rows(slots, self.source, gather.first, KEYS // STEP)
         rows.fetch(const(0, "int32"))
         rows.resolve(const(0, "int32"))
+        ahead = Ahead(gather, slots, KEYS) if self.cut.ahead else None
+        if ahead is not None:
+            ahead.fetch(const(KEYS, "int32"))
+            ahead.resolve(const(KEYS, "int32"))
         chunk = cell("int32", const(0, "int32"))
         with T.While(get(chunk) < chunks):
             rows.take()
@@ -172,9 +176,14 @@ class FewKernel:
             start = T.bind((get(chunk) + 1) * KEYS)
             with T.If(more), T.Then():
                 rows.fetch(start)
+                if ahead is not None:
+                    ahead.issue()
+                    ahead.fetch(start + KEYS)
             self._copy_chunk(rows)
             with T.If(more), T.Then():
                 rows.resolve(start)
+                if ahead is not None:
+                    ahead.resolve(start + KEYS)
             # The first keys are on their way before queries wait for the token before.
             with T.If(get(chunk) < 1), T.Then():
                 self._copy_queries(token, turn, chunks)

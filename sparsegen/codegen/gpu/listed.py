@@ -20,6 +20,7 @@ from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
+from sparsegen.codegen.gpu.ahead import Ahead
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
 from sparsegen.codegen.gpu.mma import ptx
@@ -36,11 +37,13 @@ class Cut:
 
     blocks          persistent blocks
     compute, copy   registers of a thread of the computing groups, and of the gathering one
+    ahead           keys are brought into L2 a step before they are copied
     """
 
     blocks: int
     compute: int
     copy: int
+    ahead: bool
 
 
 def shared_bytes(task: AttendTask) -> int:
@@ -149,6 +152,9 @@ class ListedKernel:
         pairs = T.bind(maximum((last + (keys - 1)) // keys, const(1, "int32")))
         rows = Rows(slots, self.source, gather.first, keys // STEP)
         rows.fetch(const(0, "int32"))
+        ahead = Ahead(gather, slots, keys) if self.cut.ahead else None
+        if ahead is not None:
+            ahead.fetch(const(keys, "int32"))
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the tile before when they free its queries.
         with T.If(self.thread < 1), T.Then():
@@ -160,6 +166,8 @@ class ListedKernel:
         if self.query_ready.arrivals > GROUP + 1:
             self.query_ready.arrive()
         rows.resolve(const(0, "int32"))
+        if ahead is not None:
+            ahead.resolve(const(keys, "int32"))
         pair = cell("int32", const(0, "int32"))
         before = T.bind(get(self.done))
         with T.While(get(pair) < pairs):
@@ -168,6 +176,9 @@ class ListedKernel:
             start = T.bind((get(pair) + 1) * keys)
             with T.If(more), T.Then():
                 rows.fetch(start)
+                if ahead is not None:
+                    ahead.issue()
+                    ahead.fetch(start + keys)
             phase = T.bind(before + get(pair) - 1)
             # In the order in which the computing groups let go of them.
             for order, (buffer, half) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
@@ -180,6 +191,8 @@ class ListedKernel:
                 if order == 1:
                     with T.If(more), T.Then():
                         rows.resolve(start)
+                        if ahead is not None:
+                            ahead.resolve(start + keys)
             with T.If(gather.piece < 1), T.Then():
                 for n in range(8):
                     seen = select(rows.exists(n), const(0.0, "float32"), const(NEVER, "float32"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.lists import TokenLists
+from sparsegen.codegen.cpu.rows import Sequence
 from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
 from sparsegen.codegen.gpu.launch import across
 from sparsegen.codegen.gpu.pipeline import GROUP, meet
@@ -24,6 +25,7 @@ from sparsegen.codegen.tvm import (
 )
 from sparsegen.ir.expr import TRUE, Expr, Symbol, rebuild
 from sparsegen.lowering.tasks import Clause, Interval, KeySource
+from sparsegen.lowering.tasks import Rows as Kind
 
 _BATCH = 16  # loads that wait together
 STEP = 16  # rows of a chunk that a warp group copies at a time, eight threads each
@@ -160,6 +162,20 @@ class Slots:
         return T.bind(get(result))
 
 
+def page_of(sequence: Sequence, rows: Kind, key: Value) -> Value:
+    """Look the page of a key up (int32)."""
+    assert sequence.arguments.max_pages is not None
+    table = sequence.number * sequence.arguments.max_pages
+    return load(sequence.arguments.pages, table + cast(key // rows.page, "int64"))
+
+
+def row_of(sequence: Sequence, rows: Kind, key: Value, page: Value | None) -> Value:
+    """Return the row of a key (int64), given its page where keys lie in pages."""
+    if page is None:
+        return sequence.row(rows, key)
+    return cast(page, "int64") * rows.page + cast(key % rows.page, "int64")
+
+
 class Rows:
     """The rows of a chunk that one thread copies, one chunk ahead: `count`, STEP slots apart.
 
@@ -187,12 +203,9 @@ class Rows:
             key = self.slots.key(slot, load(self.keys, n))
             store(self.keys, key, n)
             if self.pages is not None:
-                near = maximum(key, const(0, "int32")) // self.kind.page
-                assert sequence.arguments.max_pages is not None
-                table = sequence.number * sequence.arguments.max_pages
                 page = cell("int32", const(0, "int32"))
                 with T.If(key >= 0), T.Then():
-                    put(page, load(sequence.arguments.pages, table + cast(near, "int64")))
+                    put(page, page_of(sequence, self.kind, key))
                 store(self.pages, get(page), n)
 
     def take(self) -> None:
@@ -204,12 +217,8 @@ class Rows:
             bit = select(key >= 0, const(1 << n, "int32"), zero)
             put(self.there, T.bitwise_or(get(self.there), bit))
             near = T.bind(maximum(key, zero))
-            if self.pages is None:
-                row = self.slots.view.sequence.row(self.kind, near)
-            else:
-                page = cast(load(self.pages, n), "int64") * self.kind.page
-                row = page + cast(near % self.kind.page, "int64")
-            store(self.rows, row, n)
+            page = None if self.pages is None else load(self.pages, n)
+            store(self.rows, row_of(self.slots.view.sequence, self.kind, near, page), n)
 
     def exists(self, n: int) -> Value:
         """Tell whether row n of the chunk at hand is a key that is seen."""
