@@ -39,17 +39,23 @@ def translate(source: str) -> str:
     return translate_assembly(source)
 
 
-def compile_source(source: str, arch: Arch, path: Path) -> str:
-    """Do what `sparsegen.codegen.gpu.build.compile_source` does, for the emulator."""
+def build(source: str, path: Path) -> None:
+    """Compile the C++ that `translate` returned into the library `path`."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cc"
-        file.write_text(translate(source + render(Support())))
+        file.write_text(source)
         includes = [INCLUDE, *libinfo.include_paths()]
         command = [
-            "g++", "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-w", "-shared", "-fPIC", "-fno-strict-aliasing",
-            *(f"-I{p}" for p in includes), str(file), "-o", str(path),
+            "g++", "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-w", "-shared",
+            "-fPIC", "-fno-strict-aliasing", *(f"-I{p}" for p in includes),
+            str(file), "-o", str(path),
         ]  # fmt: skip
         run(command, path.name)
+
+
+def compile_source(source: str, arch: Arch, path: Path) -> str:
+    """Do what `sparsegen.codegen.gpu.build.compile_source` does, for the emulator."""
+    build(translate(source + render(Support())), path)
     return "emulator"
 
 

@@ -232,7 +232,7 @@ _TABLE: tuple[tuple[str, _Emit], ...] = (
     (rf"cp\.async\.c[ag]{_SHARED}\.global{_HINTS}", _copy),
     (r"cp\.async\.commit_group", _named("copy_commit")),
     (r"cp\.async\.wait_group", _named("copy_wait")),
-    (r"cp\.async\.wait_all", _named("copy_wait")),
+    (r"cp\.async\.wait_all", _named("copy_wait_all")),
     (rf"cp\.async\.mbarrier\.arrive\.noinc{_SHARED}\.b64", _named("mbarrier_arrive_copies")),
     (rf"mbarrier\.init{_SHARED}\.b64", _named("mbarrier_init")),
     (rf"mbarrier\.inval{_SHARED}\.b64", _named("mbarrier_inval")),

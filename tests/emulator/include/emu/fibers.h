@@ -1,7 +1,11 @@
 // Fibers: the threads of a block, who runs, who waits for what.
 #pragma once
+#include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
+#include <sys/time.h>
 
+#include <deque>
 #include <functional>
 #include <map>
 #include <string>
@@ -29,12 +33,17 @@ struct Fiber {
 inline constexpr size_t kStack = 256 << 10;
 // Rounds in which threads do nothing but look whether something has changed.
 inline constexpr int kPatience = 20000;
+// Of computing, after which a thread that has not waited for anything is given up.
+inline constexpr int kSeconds = 10;
 inline std::vector<Fiber> fibers;
 inline int current, block_threads;
 inline void* scheduler;
 inline std::function<void()> body;
 // Why the kernel was given up, or nothing.
 inline std::string failure;
+struct GivenUp {};
+inline bool running;  // a thread, not the scheduler
+inline unsigned long switches;
 
 extern "C" void emu_switch(void** save, void* load);
 asm(R"(
@@ -55,7 +64,8 @@ inline void blame(const std::string& what) {
 
 // Give the kernel up; the launch returns an error with this text.
 [[noreturn]] inline void fail(const std::string& what) {
-  blame(what + ", thread " + text(current));
+  blame(running ? what + ", thread " + text(current) : what);
+  if (!running) throw GivenUp();
   void* unused;
   emu_switch(&unused, scheduler);
   abort();
@@ -112,49 +122,104 @@ inline std::string stuck() {
   return "deadlock: " + said;
 }
 
-// Run the threads of one block to their end. `deliver` finishes a copy under way, if there is one.
-inline bool run_block(int threads, bool (*deliver)()) {
-  static void* stacks = nullptr;
+// Whether something happens at once or as late as it can. Runs are alike.
+inline uint32_t dice;
+inline uint32_t roll() { return (dice = dice * 1664525 + 1013904223) >> 16; }
+inline bool at_once() { return roll() & 1; }
+
+// What happens when no thread can go on without it, the oldest first.
+struct Event {
+  std::function<void()> happen;
+  std::string unless;  // what is wrong if it has not happened when all threads are done
+};
+inline std::deque<Event> events;
+
+inline bool happen() {
+  if (events.empty()) return false;
+  Event next = std::move(events.front());
+  events.pop_front();
+  next.happen();
+  return true;
+}
+
+// Gives up a thread that computes for long without waiting for anything.
+struct Watch {
+  struct sigaction before;
+  static inline unsigned long seen;
+  static inline pthread_t owner;
+  static void look(int) {
+    // Any thread of the process may get the signal.
+    if (!pthread_equal(pthread_self(), owner)) return (void)pthread_kill(owner, SIGVTALRM);
+    if (running && switches == seen) fail("a thread runs for ever");
+    seen = switches;
+  }
+  static void every(int seconds) {
+    itimerval time = {{seconds, 0}, {seconds, 0}};
+    setitimer(ITIMER_VIRTUAL, &time, nullptr);
+  }
+  Watch() {
+    owner = pthread_self();
+    struct sigaction now = {};
+    now.sa_handler = look;
+    now.sa_flags = SA_NODEFER | SA_RESTART;
+    sigaction(SIGVTALRM, &now, &before);
+    every(kSeconds);
+  }
+  ~Watch() {
+    every(0);
+    sigaction(SIGVTALRM, &before, nullptr);
+  }
+};
+
+inline void prepare(int threads) {
+  static char* stacks = nullptr;
   static size_t size = 0;
   if (size < threads * kStack) {
     if (stacks) munmap(stacks, size);
     size = threads * kStack;
-    stacks = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                  -1, 0);
+    stacks = (char*)mmap(nullptr, size, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (stacks == MAP_FAILED) abort();
   }
   fibers.assign(threads, {});
   for (int n = 0; n < threads; ++n) {
-    void** top = (void**)((char*)stacks + (n + 1) * kStack);
+    void** top = (void**)(stacks + (n + 1) * kStack);
     *--top = nullptr;
     *--top = (void*)entry;
     top -= 6;
     fibers[n].sp = top;
   }
+}
+
+// Run the threads of one block to their end.
+inline void run_block(int threads) {
+  prepare(threads);
   int left = threads, idle = 0;
   while (left) {
     bool moved = false, polled = false;
-    for (int n = 0; n < threads; ++n) {
+    // Warps take turns at being first.
+    int first = roll() % ((threads + 31) / 32) * 32;
+    for (int i = 0; i < threads; ++i) {
+      int n = (first + i) % threads;
       Fiber& f = fibers[n];
       if (f.done || (f.on && f.on->generation == f.seen)) continue;
       f.on = nullptr;
       f.polls = false;
       current = n;
-      threadIdx = {n % blockDim.x, n / blockDim.x % blockDim.y,
-                      n / blockDim.x / blockDim.y};
+      threadIdx = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
+      ++switches;
+      running = true;
       emu_switch(&scheduler, f.sp);
-      if (!failure.empty()) return false;
+      running = false;
+      if (!failure.empty()) throw GivenUp();
       left -= f.done;
       (f.polls ? polled : moved) = true;
     }
     if (moved) idle = 0;
-    if (moved || !left || deliver()) continue;
-    if (!failure.empty()) return false;
+    if (moved || !left || happen()) continue;
     if (polled && ++idle < kPatience) continue;
-    blame(stuck());
-    return false;
+    fail(stuck());
   }
-  return true;
 }
 
 }  // namespace emu

@@ -48,44 +48,58 @@ inline cudaError_t error = cudaSuccess;
 // What a block must not leave behind.
 inline void check_end() {
   for (size_t n = shared_size; n < shared_size + kGuard; ++n)
-    if (shared[n] != 0xA5) return blame("written behind shared memory");
-  if (!loads.empty())
-    return blame("threads are done, but nobody waited for the copy of a box to " +
-                 text(loads.front().address));
+    if (shared[n] != 0xA5) fail("written behind shared memory");
+  std::string done = "threads are done, but ";
+  for (auto& event : events) {
+    if (!event.unless.empty()) fail(done + event.unless);
+    event.happen();
+  }
   for (auto& [address, b] : mbarriers)
-    if (b.bytes) return blame("threads are done, but " + text(b.bytes) + " bytes are missing at the mbarrier at " + text(address));
+    if (b.bytes) fail(done + text(b.bytes) + " bytes are missing at the mbarrier at " + text(address));
   for (auto& [thread, s] : stores)
     if (!s.open.empty() || !s.groups.empty())
-      return blame("thread " + text(thread) + " did not wait for its copies to global memory");
+      fail(done + text(thread) + " has not waited for its copies to global memory");
   for (auto& g : groups)
-    if (g.open) return blame("products of warp group " + text(g.number) + " are not committed");
+    if (!g.open.empty() || !g.committed.empty())
+      fail(done + "warp group " + text(g.number) + " has not waited for its products");
 }
 
-inline void launch(dim3 grid, dim3 block, size_t bytes, std::function<void()> work) {
+inline void begin(int threads, size_t bytes) {
   static std::vector<unsigned char> memory;
-  int threads = block.x * block.y * block.z;
-  failure.clear();
-  if (threads < 1 || threads > 1024) blame(text(threads) + " threads in a block");
-  if (bytes > kMost) blame(text(bytes) + " bytes of shared memory");
   memory.resize(bytes + 1024 + kGuard);
   shared = (unsigned char*)(((uintptr_t)memory.data() + 1023) / 1024 * 1024);
   shared_size = bytes;
+  std::memset(shared, 0xFF, bytes);
+  std::memset(shared + bytes, 0xA5, kGuard);
   block_threads = threads;
+  warps.assign((threads + 31) / 32, {});
+  groups.assign((threads + 127) / 128, {});
+  copies.assign(threads, {});
+  for (int id = 0; id < 16; ++id) barriers[id] = {}, barriers[id].id = id;
+  mbarriers.clear();
+  events.clear();
+  stores.clear();
+}
+
+inline void launch(dim3 grid, dim3 block, size_t bytes, std::function<void()> work) {
+  Watch watch;
+  int threads = block.x * block.y * block.z;
+  failure.clear();
+  dice = 1;
   blockDim = {(int)block.x, (int)block.y, (int)block.z};
   gridDim = {(int)grid.x, (int)grid.y, (int)grid.z};
   body = std::move(work);
   long long blocks = (long long)grid.x * grid.y * grid.z;
-  for (long long n = 0; n < blocks && failure.empty(); ++n) {
-    blockIdx = {(int)(n % grid.x), (int)(n / grid.x % grid.y), (int)(n / grid.x / grid.y)};
-    std::memset(shared, 0xFF, bytes);
-    std::memset(shared + bytes, 0xA5, kGuard);
-    warps.assign((threads + 31) / 32, {});
-    groups.assign((threads + 127) / 128, {});
-    for (int id = 0; id < 16; ++id) barriers[id] = {}, barriers[id].id = id;
-    mbarriers.clear();
-    loads.clear();
-    stores.clear();
-    if (run_block(threads, deliver)) check_end();
+  try {
+    if (threads < 1 || threads > 1024) fail(text(threads) + " threads in a block");
+    if (bytes > kMost) fail(text(bytes) + " bytes of shared memory");
+    for (long long n = 0; n < blocks; ++n) {
+      blockIdx = {(int)(n % grid.x), (int)(n / grid.x % grid.y), (int)(n / grid.x / grid.y)};
+      begin(threads, bytes);
+      run_block(threads);
+      check_end();
+    }
+  } catch (const GivenUp&) {
   }
   body = nullptr;
   error = failure.empty() ? cudaSuccess : cudaErrorLaunchFailure;

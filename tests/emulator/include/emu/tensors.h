@@ -1,9 +1,8 @@
 // Tensor maps, and the copies of boxes that they describe.
 //
-// A load arrives as late as it can: when no thread can go on without it. A store reads shared memory
-// as late as it can: when its thread waits for it.
+// A load arrives at once or when no thread can go on without it. A store reads shared memory at once
+// or when its thread waits for it.
 #pragma once
-#include <deque>
 
 using cuuint32_t = uint32_t;
 using cuuint64_t = uint64_t;
@@ -86,9 +85,8 @@ namespace emu {
 struct Transfer {
   const CUtensorMap* map;
   int at[5];
-  uint32_t address, mbarrier;
+  uint32_t address;
 };
-inline std::deque<Transfer> loads;
 struct Stores {
   std::vector<Transfer> open;
   std::deque<std::vector<Transfer>> groups;
@@ -126,7 +124,7 @@ inline uint32_t box_bytes(const CUtensorMap& m) {
 
 template <int kRank>
 Transfer transfer(uint32_t address, const void* map, const int (&at_)[kRank], const char* what) {
-  Transfer t = {(const CUtensorMap*)map, {}, address, 0};
+  Transfer t = {(const CUtensorMap*)map, {}, address};
   if ((uintptr_t)map % 64) fail(std::string(what) + ": a tensor map that is not aligned to 64 bytes");
   if (t.map->rank != kRank) fail(std::string(what) + ": the tensor map has rank " + text(t.map->rank));
   std::memcpy(t.at, at_, sizeof at_);
@@ -134,29 +132,32 @@ Transfer transfer(uint32_t address, const void* map, const int (&at_)[kRank], co
   return t;
 }
 
+inline void load(const Transfer& t, uint32_t barrier) {
+  each_of_box(t, "cp.async.bulk.tensor", [](unsigned char* to, unsigned char* from, int bytes) {
+    from ? (void)std::memcpy(to, from, bytes) : (void)std::memset(to, 0, bytes);
+  });
+  mbarrier_complete(barrier, box_bytes(*t.map));
+}
+
+inline void store(const Transfer& t) {
+  each_of_box(t, "cp.async.bulk.tensor", [](unsigned char* from, unsigned char* to, int bytes) {
+    if (to) std::memcpy(to, from, bytes);
+  });
+}
+
 template <int kRank>
 void tensor_load(uint32_t to, const void* map, const int (&place)[kRank], uint32_t barrier) {
   Transfer t = transfer(to, map, place, "cp.async.bulk.tensor");
   mbarrier(barrier, "cp.async.bulk.tensor");
-  t.mbarrier = barrier;
-  loads.push_back(t);
+  if (at_once()) return load(t, barrier);
+  events.push_back({[=] { load(t, barrier); }, "nobody waited for the copy of a box to " + text(to)});
 }
 
 template <int kRank>
 void tensor_store(const void* map, const int (&place)[kRank], uint32_t from) {
-  stores[current].open.push_back(transfer(from, map, place, "cp.async.bulk.tensor"));
-}
-
-// Let the oldest load arrive; false where there is none.
-inline bool deliver() {
-  if (loads.empty()) return false;
-  Transfer t = loads.front();
-  loads.pop_front();
-  each_of_box(t, "cp.async.bulk.tensor", [](unsigned char* to, unsigned char* from, int bytes) {
-    from ? (void)std::memcpy(to, from, bytes) : (void)std::memset(to, 0, bytes);
-  });
-  mbarrier_complete(t.mbarrier, box_bytes(*t.map));
-  return true;
+  Transfer t = transfer(from, map, place, "cp.async.bulk.tensor");
+  if (at_once()) store(t);
+  stores[current].open.push_back(t);
 }
 
 inline void bulk_commit() {
@@ -168,10 +169,7 @@ inline void bulk_commit() {
 inline void bulk_wait(unsigned left) {
   Stores& mine = stores[current];
   for (; mine.groups.size() > left; mine.groups.pop_front())
-    for (const Transfer& t : mine.groups.front())
-      each_of_box(t, "cp.async.bulk.tensor", [](unsigned char* from, unsigned char* to, int bytes) {
-        if (to) std::memcpy(to, from, bytes);
-      });
+    for (const Transfer& t : mine.groups.front()) store(t);
 }
 
 }  // namespace emu

@@ -1,8 +1,14 @@
 // Products of a warp group: 64 rows, N columns, depth 16. They are done when the last of its 128
-// threads asks for them.
+// threads asks for them; when it waits for them, the operands must still be there.
 #pragma once
 
 namespace emu {
+
+// A product that nobody has waited for yet, and what its operands in shared memory were.
+struct Flight {
+  uint64_t (*digest)(uint64_t, uint64_t);
+  uint64_t a, b, was;
+};
 
 struct WarpGroup : Waitable {
   int number = 0, arrived = 0;
@@ -11,7 +17,8 @@ struct WarpGroup : Waitable {
   bool keeps = false;     // what the accumulators hold
   float* const* registers[128];
   uint32_t rows[128][4];  // A in registers
-  int open = 0;           // products not committed yet
+  std::vector<Flight> open;
+  std::deque<std::vector<Flight>> committed;
   std::string name() const override {
     return std::string(what) + " of warp group " + text(number) + " (" + text(arrived) +
            " of 128 threads arrived)";
@@ -48,9 +55,9 @@ inline Operand operand(uint64_t descriptor) {
   return o;
 }
 
-// The number at row or column `line` of an operand and at `depth`.
-template <bool kBf16, bool kTransposed>
-float fetch(const Operand& o, int line, int depth) {
+// The bits of the number at row or column `line` of an operand and at `depth`.
+template <bool kTransposed>
+uint16_t fetch(const Operand& o, int line, int depth) {
   uint32_t address = o.address;
   if (kTransposed) {
     int width = o.pitch / 2;  // lines next to one another
@@ -61,7 +68,19 @@ float fetch(const Operand& o, int line, int depth) {
   address ^= (address >> 7 & o.mask) << 4;
   uint16_t bits;
   std::memcpy(&bits, at(address, 2, "wgmma"), 2);
-  return decode(bits, kBf16);
+  return bits;
+}
+
+template <int N, bool kTransposedA, bool kTransposedB, bool kShared>
+uint64_t digest(uint64_t da, uint64_t db) {
+  Operand ob = operand(db), oa = kShared ? operand(da) : ob;
+  uint64_t sum = 0;
+  for (int k = 0; k < 16; ++k) {
+    for (int n = 0; n < N; ++n) sum = sum * 0x9E3779B97F4A7C15 + fetch<kTransposedB>(ob, n, k);
+    for (int m = 0; kShared && m < 64; ++m)
+      sum = sum * 0x9E3779B97F4A7C15 + fetch<kTransposedA>(oa, m, k);
+  }
+  return sum;
 }
 
 typedef float Vector __attribute__((vector_size(32)));
@@ -103,12 +122,13 @@ void wgmma(float* const* registers, const uint32_t (&rows)[4], uint64_t da, uint
   WarpGroup& g = my_group();
   std::memcpy(g.rows[current % 128], rows, sizeof rows);
   if (!enter(g, "wgmma.mma_async", registers, da, db, keeps)) return wait(g);
-  ++g.open;
+  auto* sum = digest<N, kTransposedA, kTransposedB, kShared>;
+  g.open.push_back({sum, da, db, sum(da, db)});
   int scale = scale_a * scale_b;
+  Operand ob = operand(db), oa = kShared ? operand(da) : ob;
   if (kShared) {
-    Operand o = operand(da);
     for (int m = 0; m < 64; ++m)
-      for (int k = 0; k < 16; ++k) a[m][k] = scale * fetch<kBf16, kTransposedA>(o, m, k);
+      for (int k = 0; k < 16; ++k) a[m][k] = scale * decode(fetch<kTransposedA>(oa, m, k), kBf16);
   } else {
     for (int m = 0; m < 64; ++m)
       for (int k = 0; k < 16; ++k) {
@@ -116,9 +136,8 @@ void wgmma(float* const* registers, const uint32_t (&rows)[4], uint64_t da, uint
         a[m][k] = scale * decode((uint16_t)(word >> (k % 2 * 16)), kBf16);
       }
   }
-  Operand o = operand(db);
   for (int n = 0; n < N; ++n)
-    for (int k = 0; k < 16; ++k) b[k][n] = fetch<kBf16, kTransposedB>(o, n, k);
+    for (int k = 0; k < 16; ++k) b[k][n] = decode(fetch<kTransposedB>(ob, n, k), kBf16);
   multiply<N>(g, a, b);
   ++g.generation;
 }
@@ -134,16 +153,30 @@ void wgmma_registers(float* const* registers, uint32_t a0, uint32_t a1, uint32_t
   wgmma<N, kBf16, false, kTransposedB, false>(registers, {a0, a1, a2, a3}, 0, b, keeps, scale_a, scale_b);
 }
 
-inline void wgmma_meet(const char* what) {
+// Do something once all threads of the group are here.
+template <typename F>
+void meet(const char* what, F once) {
   WarpGroup& g = my_group();
   if (!enter(g, what, nullptr, 0, 0, false)) return wait(g);
+  once(g);
   ++g.generation;
 }
-inline void wgmma_fence() { wgmma_meet("wgmma.fence"); }
-inline void wgmma_commit() {
-  my_group().open = 0;
-  wgmma_meet("wgmma.commit_group");
+inline void wgmma_fence() {
+  meet("wgmma.fence", [](WarpGroup&) {});
 }
-inline void wgmma_wait(int groups) { wgmma_meet("wgmma.wait_group"); }
+inline void wgmma_commit() {
+  meet("wgmma.commit_group", [](WarpGroup& g) {
+    g.committed.push_back(std::move(g.open));
+    g.open.clear();
+  });
+}
+inline void wgmma_wait(unsigned left) {
+  meet("wgmma.wait_group", [left](WarpGroup& g) {
+    for (; g.committed.size() > left; g.committed.pop_front())
+      for (const Flight& f : g.committed.front())
+        if (f.digest(f.a, f.b) != f.was)
+          fail("wgmma: operands in shared memory were overwritten before the product was waited for");
+  });
+}
 
 }  // namespace emu
