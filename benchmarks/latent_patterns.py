@@ -1,7 +1,5 @@
 """Patterns of attention in a latent space, as `gpu_latent` times them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import sparsegen as sg
@@ -57,7 +55,13 @@ def joined(
 
 @sg.pattern
 def sunk(
-    q: Tensor["T H c"], kv: Tensor["S 1 c"], sink: Tensor["H"], *, d_v=512, window=128, first=4
+    q: Tensor["T H c"],
+    kv: Tensor["S 1 c"],
+    sink: Tensor["H"],
+    *,
+    d_v=512,
+    window=128,
+    first=4,
 ):
     """Attend to a window and the first keys, beside a sink."""
     i, j = sg.index(q, kv)

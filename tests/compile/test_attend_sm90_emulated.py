@@ -1,7 +1,5 @@
 """Attention in a latent space on Hopper against the float64 reference, emulated on the CPU."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any
@@ -11,7 +9,6 @@ import pytest
 import torch
 
 import sparsegen as sg
-from schedules import attend_sm90
 from sparsegen.patterns import Config
 from tests.emulator import emulated
 from tests.gpu.test_patterns_gpu import guarded, verify
@@ -113,7 +110,9 @@ def test_latent_queries_that_were_projected(heads: int) -> None:
 @pytest.mark.parametrize("heads", [16, 40])
 def test_lists_of_blocks_beside_a_window(heads: int) -> None:
     @sg.pattern
-    def blocks(q: sg.Tensor["T H c"], kv: sg.Tensor["S 1 c"], x: sg.Tensor["T 1 e"], y: sg.Tensor["S 1 e"]):
+    def blocks(
+        q: sg.Tensor["T H c"], kv: sg.Tensor["S 1 c"], x: sg.Tensor["T 1 e"], y: sg.Tensor["S 1 e"]
+    ):
         i, j = sg.index(q, kv)
         s = sg.score(x, y, where=j <= i)
         sel = sg.select(sg.reduce(s, "max", by=(i, j // 32)), topk=3)
@@ -135,7 +134,9 @@ def test_what_is_not_finite_reaches_those_who_see_it(heads: int, value: float) -
         for t, s in ((2, 90), (1, 70)):
             q0 = 0 if offset == 0 else 2
             one = {"q": case.inputs["q"][q0 : q0 + t], "kv": case.inputs["kv"][offset : offset + s]}
-            got = sg.reference(case.program, {n: x.float().numpy() for n, x in one.items()}, q_offset=s - t)
+            got = sg.reference(
+                case.program, {n: x.float().numpy() for n, x in one.items()}, q_offset=s - t
+            )
             want.append(listed(got))
             offset += s
     run(replace(case, want=[np.concatenate(parts) for parts in zip(*want, strict=True)]))
