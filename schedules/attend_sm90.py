@@ -13,6 +13,7 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.attend import shared_heads
 from sparsegen.codegen.gpu.ahead import unit_of
 from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
@@ -38,11 +39,13 @@ class Knobs:
     compute  registers of a thread of the two groups that multiply
     copy     registers of a thread of the group that gathers
     ahead    keys are brought into L2 a step before they are copied
+    boxes    64 neighbouring keys are copied as boxes by the tensor memory accelerator
     """
 
     compute: int = 208
     copy: int = 88
     ahead: bool = False
+    boxes: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -104,11 +107,13 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
         CompileError: the knobs break an inequality.
     """
     reason = _excluded(knobs)
+    if knobs.boxes and not boxed(task):
+        reason = "keys of no single range, or pages that are no multiple of 64"
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     dtype = dtype_of(task)
     assert dtype is not None
-    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.ahead)
+    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.ahead, knobs.boxes)
     with kernel(task) as (builder, arguments):
         if task.q.heads <= MOST:
             FewKernel(task, cut, ring_of(task, arch), dtype, arguments).emit()

@@ -21,6 +21,7 @@ from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.ahead import Ahead
+from sparsegen.codegen.gpu.boxes import Boxes
 from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed import Cut
@@ -28,7 +29,7 @@ from sparsegen.codegen.gpu.listed_compute import NEVER
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
 from sparsegen.codegen.gpu.ring import Place, Ring
-from sparsegen.codegen.gpu.slots import STEP, Rows
+from sparsegen.codegen.gpu.slots import STEP, Rows, Slots
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
     T,
@@ -83,6 +84,7 @@ class FewKernel:
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
+        self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
         T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
@@ -179,7 +181,7 @@ class FewKernel:
                 if ahead is not None:
                     ahead.issue()
                     ahead.fetch(start + KEYS)
-            self._copy_chunk(rows)
+            self._copy_chunk(rows, slots, T.bind(get(chunk) * KEYS))
             with T.If(more), T.Then():
                 rows.resolve(start)
                 if ahead is not None:
@@ -190,19 +192,36 @@ class FewKernel:
             self.at.advance()
             put(chunk, get(chunk) + 1)
 
-    def _copy_chunk(self, rows: Rows) -> None:
+    def _copy_chunk(self, rows: Rows, slots: Slots, first: Value) -> None:
         gather, part = self.gather, self.ring.part
+        whole, row = None, cell("int32", const(0, "int32"))
+        if self.boxes is not None:
+            whole = self.boxes.whole(slots, first)
+            with T.If(whole), T.Then():
+                put(row, self.boxes.row(slots, first))
         for n in range(self.ring.parts):
             turn = self.at.after(n)
             self.free[turn.slot].wait(turn.round - 1)
             tiles = range(n * part, (n + 1) * part)
-            for r in range(KEYS // STEP):
-                gather.copy_keys(rows, r, r, tiles, self.keys, self.tile_of(turn.slot))
-            self.ready[turn.slot].arrive_after_copies()
+            place, ready = T.bind(self.tile_of(turn.slot)), self.ready[turn.slot]
+
+            def by_rows(tiles: range = tiles, place: Value = place, ready: Barrier = ready) -> None:
+                for r in range(KEYS // STEP):
+                    gather.copy_keys(rows, r, r, tiles, self.keys, place)
+                ready.arrive_after_copies()
+
+            if self.boxes is None:
+                by_rows()
+            else:
+                with T.If(whole):
+                    with T.Then():
+                        self.boxes.copy(gather, tiles, get(row), self.keys, place, ready)
+                    with T.Else():
+                        by_rows()
             with T.If(gather.piece < 1), T.Then():
                 if n == 0:
                     self._tell(rows, turn.slot)
-                self.ready[turn.slot].arrive()
+                ready.arrive()
 
     def _tell(self, rows: Rows, slot: Value) -> None:
         """Write which keys of a chunk are there."""

@@ -21,11 +21,12 @@ from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.ahead import Ahead
+from sparsegen.codegen.gpu.boxes import Boxes
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
-from sparsegen.codegen.gpu.slots import STEP, Rows
+from sparsegen.codegen.gpu.slots import STEP, Rows, Slots
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, select, store
 from sparsegen.lowering.tasks import AttendTask
@@ -38,12 +39,14 @@ class Cut:
     blocks          persistent blocks
     compute, copy   registers of a thread of the computing groups, and of the gathering one
     ahead           keys are brought into L2 a step before they are copied
+    boxes           64 neighbouring keys are copied as boxes
     """
 
     blocks: int
     compute: int
     copy: int
     ahead: bool
+    boxes: bool
 
 
 def shared_bytes(task: AttendTask) -> int:
@@ -70,6 +73,7 @@ class ListedKernel:
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
+        self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
         T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
@@ -180,14 +184,11 @@ class ListedKernel:
                     ahead.issue()
                     ahead.fetch(start + keys)
             phase = T.bind(before + get(pair) - 1)
+            boxes = self._whole(slots, T.bind(get(pair) * keys))
             # In the order in which the computing groups let go of them.
             for order, (buffer, half) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
                 self.free[buffer][half].wait(phase)
-                tiles = (self.left, self.right)[half]
-                for n in range(4):
-                    place_of = const(tiles[0] * TILE, "int32")
-                    gather.copy_keys(rows, 4 * buffer + n, n, tiles, self.keys[buffer], place_of)
-                self.ready[buffer][half].arrive_after_copies()
+                self._copy_half(rows, buffer, half, boxes)
                 if order == 1:
                     with T.If(more), T.Then():
                         rows.resolve(start)
@@ -200,3 +201,37 @@ class ListedKernel:
                 self.known.arrive()
             put(pair, get(pair) + 1)
         put(self.done, before + pairs)
+
+    def _whole(self, slots: Slots, first: Value) -> list[tuple[Value, Value]]:
+        """Return whether either chunk of a pair is 64 neighbouring rows, and the first of them."""
+        found = []
+        for buffer in range(2 if self.boxes is not None else 0):
+            assert self.boxes is not None
+            begin = T.bind(first + buffer * ROWS)
+            whole, row = self.boxes.whole(slots, begin), cell("int32", const(0, "int32"))
+            with T.If(whole), T.Then():
+                put(row, self.boxes.row(slots, begin))
+            found.append((whole, T.bind(get(row))))
+        return found
+
+    def _copy_half(
+        self, rows: Rows, buffer: int, half: int, boxes: list[tuple[Value, Value]]
+    ) -> None:
+        gather, ready = self.gather, self.ready[buffer][half]
+        tiles = (self.left, self.right)[half]
+        place = const(tiles[0] * TILE, "int32")
+
+        def by_rows() -> None:
+            for n in range(ROWS // STEP):
+                gather.copy_keys(rows, 4 * buffer + n, n, tiles, self.keys[buffer], place)
+            ready.arrive_after_copies()
+
+        if self.boxes is None:
+            by_rows()
+            return
+        whole, row = boxes[buffer]
+        with T.If(whole):
+            with T.Then():
+                self.boxes.copy(gather, tiles, row, self.keys[buffer], place, ready)
+            with T.Else():
+                by_rows()

@@ -171,6 +171,9 @@ class Computing:
                     lse = select(equal(total, zero), const(NEVER, "float32"), lse)
                     store(kernel.arguments[task.lse].flat, lse, base + cast(h, "int64"))
         self._write(base, head)
+        # Boxes are written by another proxy than outputs were.
+        if kernel.boxes is not None:
+            pipeline.fence_tensor()
         kernel.free[1][self.side].arrive()
 
     def _write(self, base: Value, head: Value) -> None:

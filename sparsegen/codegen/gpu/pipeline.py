@@ -41,6 +41,10 @@ class Barrier:
         """Arrive once."""
         ptx("mbarrier.arrive.shared.b64", self.pointer, const(1, "uint32"))
 
+    def arrive_expecting(self, size: int) -> None:
+        """Arrive once, and let the phase wait for `size` bytes of boxes too."""
+        ptx("mbarrier.arrive.expect_tx.shared.b64", self.pointer, const(size, "uint32"))
+
     def arrive_after_copies(self) -> None:
         """Arrive when the copies this thread has started are done."""
         ptx("cp.async.mbarrier.arrive.noinc.shared.b64", self.pointer)
