@@ -11,12 +11,12 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.attend import shared_heads
-from sparsegen.codegen.gpu.ahead import unit_of
 from sparsegen.codegen.gpu.attend import dtype_of
 from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
+from sparsegen.codegen.gpu.listed_compute import ROWS
 from sparsegen.codegen.gpu.slots import exact
 from sparsegen.codegen.gpu.tiles import inside
 from sparsegen.errors import CompileError
@@ -38,14 +38,14 @@ class Knobs:
 
     compute  registers of a thread of the two groups that multiply
     copy     registers of a thread of the group that gathers
-    ahead    keys are brought into L2 a step before they are copied
     boxes    64 neighbouring keys are copied as boxes by the tensor memory accelerator
+    shared   two blocks, of neighbouring heads of a token, share the boxes they copy
     """
 
     compute: int = 208
     copy: int = 88
-    ahead: bool = False
     boxes: bool = False
+    shared: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -87,16 +87,16 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
     """Return the split that keeps accumulators of 64 x 256 in registers."""
-    # Two buffers do not hide how long memory takes, and a range is known ahead.
-    return Knobs(ahead=task.q.heads > MOST and unit_of(task) > 1)
+    return Knobs(boxes=task.q.heads > MOST and boxed(task))
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     others = (Knobs(216, 72), Knobs(224, 56), Knobs(216, 96))
-    for knobs in (first, replace(first, ahead=not first.ahead), *others):
-        reason = _excluded(knobs)
+    boxes = (replace(first, boxes=True), replace(first, boxes=True, shared=True))
+    for knobs in (first, *(k for k in boxes if k != first), *others):
+        reason = _excluded(task, knobs, arch)
         yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
@@ -106,14 +106,12 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     Raises:
         CompileError: the knobs break an inequality.
     """
-    reason = _excluded(knobs)
-    if knobs.boxes and not boxed(task):
-        reason = "keys of no single range, or pages that are no multiple of 64"
+    reason = _excluded(task, knobs, arch)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     dtype = dtype_of(task)
     assert dtype is not None
-    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.ahead, knobs.boxes)
+    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.boxes, knobs.shared)
     with kernel(task) as (builder, arguments):
         if task.q.heads <= MOST:
             FewKernel(task, cut, ring_of(task, arch), dtype, arguments).emit()
@@ -122,10 +120,16 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     return builder.get()
 
 
-def _excluded(knobs: Knobs) -> str | None:
+def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     used = 2 * knobs.compute + knobs.copy
     if knobs.compute % 8 or knobs.copy % 8:
         return f"{knobs.compute} and {knobs.copy} registers: multiples of 8 are handed out"
     if used > _REGISTERS:
         return f"{used} registers of the three groups, a block has {_REGISTERS}"
+    if knobs.boxes and (task.q.heads <= MOST or not boxed(task)):
+        return "boxes of 64 keys: few heads, keys of no single range, or pages of no 64 keys"
+    if knobs.shared:
+        tiles = -(-task.q.heads // ROWS)
+        if not knobs.boxes or tiles % 2 or (arch.cores or 1) % 2:
+            return f"{tiles} tiles of heads on {arch.cores} blocks: pairs share boxes"
     return None

@@ -20,8 +20,6 @@ from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
-from sparsegen.codegen.gpu.ahead import Ahead
-from sparsegen.codegen.gpu.boxes import Boxes
 from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed import Cut
@@ -29,7 +27,7 @@ from sparsegen.codegen.gpu.listed_compute import NEVER
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
 from sparsegen.codegen.gpu.ring import Place, Ring
-from sparsegen.codegen.gpu.slots import STEP, Rows, Slots
+from sparsegen.codegen.gpu.slots import STEP, Rows
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
     T,
@@ -84,7 +82,6 @@ class FewKernel:
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
-        self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
         T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
@@ -167,10 +164,6 @@ class FewKernel:
         rows = Rows(slots, self.source, gather.first, KEYS // STEP)
         rows.fetch(const(0, "int32"))
         rows.resolve(const(0, "int32"))
-        ahead = Ahead(gather, slots, KEYS) if self.cut.ahead else None
-        if ahead is not None:
-            ahead.fetch(const(KEYS, "int32"))
-            ahead.resolve(const(KEYS, "int32"))
         chunk = cell("int32", const(0, "int32"))
         with T.While(get(chunk) < chunks):
             rows.take()
@@ -178,50 +171,30 @@ class FewKernel:
             start = T.bind((get(chunk) + 1) * KEYS)
             with T.If(more), T.Then():
                 rows.fetch(start)
-                if ahead is not None:
-                    ahead.issue()
-                    ahead.fetch(start + KEYS)
-            self._copy_chunk(rows, slots, T.bind(get(chunk) * KEYS))
+            self._copy_chunk(rows)
             with T.If(more), T.Then():
                 rows.resolve(start)
-                if ahead is not None:
-                    ahead.resolve(start + KEYS)
             # The first keys are on their way before queries wait for the token before.
             with T.If(get(chunk) < 1), T.Then():
                 self._copy_queries(token, turn, chunks)
             self.at.advance()
             put(chunk, get(chunk) + 1)
 
-    def _copy_chunk(self, rows: Rows, slots: Slots, first: Value) -> None:
+    def _copy_chunk(self, rows: Rows) -> None:
         gather, part = self.gather, self.ring.part
-        whole, row = None, cell("int32", const(0, "int32"))
-        if self.boxes is not None:
-            whole = self.boxes.whole(slots, first)
-            with T.If(whole), T.Then():
-                put(row, self.boxes.row(slots, first))
         for n in range(self.ring.parts):
             turn = self.at.after(n)
             self.free[turn.slot].wait(turn.round - 1)
             tiles = range(n * part, (n + 1) * part)
-            place, ready = T.bind(self.tile_of(turn.slot)), self.ready[turn.slot]
-
-            def by_rows(tiles: range = tiles, place: Value = place, ready: Barrier = ready) -> None:
-                for r in range(KEYS // STEP):
-                    gather.copy_keys(rows, r, r, tiles, self.keys, place)
-                ready.arrive_after_copies()
-
-            if self.boxes is None:
-                by_rows()
-            else:
-                with T.If(whole):
-                    with T.Then():
-                        self.boxes.copy(gather, tiles, get(row), self.keys, place, ready)
-                    with T.Else():
-                        by_rows()
+            for r in range(KEYS // STEP):
+                gather.copy_keys(rows, r, r, tiles, self.keys, self.tile_of(turn.slot))
+            # Copies end in the order in which a thread starts them. So slots become ready in order,
+            # and a computing group that skips chunks of the other never waits two rounds ahead.
+            self.ready[turn.slot].arrive_after_copies()
             with T.If(gather.piece < 1), T.Then():
                 if n == 0:
                     self._tell(rows, turn.slot)
-                ready.arrive()
+                self.ready[turn.slot].arrive()
 
     def _tell(self, rows: Rows, slot: Value) -> None:
         """Write which keys of a chunk are there."""

@@ -20,7 +20,6 @@ from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
-from sparsegen.codegen.gpu.ahead import Ahead
 from sparsegen.codegen.gpu.boxes import Boxes
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
@@ -38,15 +37,15 @@ class Cut:
 
     blocks          persistent blocks
     compute, copy   registers of a thread of the computing groups, and of the gathering one
-    ahead           keys are brought into L2 a step before they are copied
     boxes           64 neighbouring keys are copied as boxes
+    shared          two blocks, of neighbouring heads of a token, share the boxes they copy
     """
 
     blocks: int
     compute: int
     copy: int
-    ahead: bool
     boxes: bool
+    shared: bool
 
 
 def shared_bytes(task: AttendTask) -> int:
@@ -73,13 +72,17 @@ class ListedKernel:
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
-        self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
+        shared = self.cut.shared
+        boxes = self.cut.boxes
+        self.boxes = Boxes(self.task, self.arguments, shared=shared) if boxes else None
         T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
+        if self.boxes is not None and self.cut.shared:
+            self.boxes.rank = T.bind(T.cta_id_in_cluster([2]))
         self.block = T.cta_id([self.cut.blocks])
         group = T.warpgroup_id([3])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
@@ -88,6 +91,8 @@ class ListedKernel:
         self.count = T.bind(tokens * self.groups)
         self._allocate()
         pipeline.init(self.barriers, thread)
+        if self.cut.shared:
+            pipeline.meet_cluster()
         with T.If(group < 1):
             with T.Then():
                 pipeline.take_registers(self.cut.compute)
@@ -99,6 +104,9 @@ class ListedKernel:
                 with T.Else():
                     pipeline.give_registers(self.cut.copy)
                     self._gather()
+        if self.cut.shared:
+            # The other block may still copy into this one.
+            pipeline.meet_cluster()
 
     def _allocate(self) -> None:
         pool = T.SMEMPool()
@@ -122,7 +130,8 @@ class ListedKernel:
         self.query_free = Barrier.allocate(pool, GROUP)
         # By buffer, then by half of the columns.
         self.ready, self.free = (
-            [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
+            [[Barrier.allocate(pool, n) for _ in range(2)] for _ in range(2)]
+            for n in (GROUP, 8 if self.cut.shared else GROUP)
         )
         self.known = Barrier.allocate(pool, 16)
         pool.commit()
@@ -130,6 +139,13 @@ class ListedKernel:
             self.query_ready, self.query_free, self.known,
             *(b for kind in (self.ready, self.free) for pair in kind for b in pair),
         ]  # fmt: skip
+
+    def release(self, buffer: int, half: int) -> None:
+        """Say, by all threads of a computing group, that half of a buffer has been used."""
+        if self.cut.shared:
+            self.free[buffer][half].arrive_in_both(self.lane)
+        else:
+            self.free[buffer][half].arrive()
 
     def each_tile(self, body: Any) -> None:
         """Emit a loop over the tiles of this block: body(tile, number of tiles before it)."""
@@ -156,9 +172,6 @@ class ListedKernel:
         pairs = T.bind(maximum((last + (keys - 1)) // keys, const(1, "int32")))
         rows = Rows(slots, self.source, gather.first, keys // STEP)
         rows.fetch(const(0, "int32"))
-        ahead = Ahead(gather, slots, keys) if self.cut.ahead else None
-        if ahead is not None:
-            ahead.fetch(const(keys, "int32"))
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the tile before when they free its queries.
         with T.If(self.thread < 1), T.Then():
@@ -170,8 +183,6 @@ class ListedKernel:
         if self.query_ready.arrivals > GROUP + 1:
             self.query_ready.arrive()
         rows.resolve(const(0, "int32"))
-        if ahead is not None:
-            ahead.resolve(const(keys, "int32"))
         pair = cell("int32", const(0, "int32"))
         before = T.bind(get(self.done))
         with T.While(get(pair) < pairs):
@@ -180,9 +191,6 @@ class ListedKernel:
             start = T.bind((get(pair) + 1) * keys)
             with T.If(more), T.Then():
                 rows.fetch(start)
-                if ahead is not None:
-                    ahead.issue()
-                    ahead.fetch(start + keys)
             phase = T.bind(before + get(pair) - 1)
             boxes = self._whole(slots, T.bind(get(pair) * keys))
             # In the order in which the computing groups let go of them.
@@ -192,8 +200,6 @@ class ListedKernel:
                 if order == 1:
                     with T.If(more), T.Then():
                         rows.resolve(start)
-                        if ahead is not None:
-                            ahead.resolve(start + keys)
             with T.If(gather.piece < 1), T.Then():
                 for n in range(8):
                     seen = select(rows.exists(n), const(0.0, "float32"), const(NEVER, "float32"))
@@ -224,14 +230,18 @@ class ListedKernel:
         def by_rows() -> None:
             for n in range(ROWS // STEP):
                 gather.copy_keys(rows, 4 * buffer + n, n, tiles, self.keys[buffer], place)
-            ready.arrive_after_copies()
 
         if self.boxes is None:
             by_rows()
+            ready.arrive_after_copies()
             return
         whole, row = boxes[buffer]
         with T.If(whole):
             with T.Then():
                 self.boxes.copy(gather, tiles, row, self.keys[buffer], place, ready)
             with T.Else():
+                # Seldom, so that computing groups need no fence for boxes.
                 by_rows()
+                ptx("cp.async.wait_all")
+                pipeline.fence_tensor()
+                ready.arrive()

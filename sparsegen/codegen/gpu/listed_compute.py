@@ -84,7 +84,12 @@ class Computing:
 
     def _add_scores(self, half: int, phase: Value, *, clear: bool) -> None:
         kernel = self.kernel
-        kernel.ready[self.side][half].wait_tensor(phase)
+        ready = kernel.ready[self.side][half]
+        # Boxes come by the proxy that tensor cores read by.
+        if kernel.boxes is None:
+            ready.wait_tensor(phase)
+        else:
+            ready.wait(phase)
         tiles = (kernel.left, kernel.right)[half]
         # A compiler that knows the descriptors keeps one per product in registers, and spills.
         queries, keys = wgmma.opaque(self.queries), wgmma.opaque(self.keys)
@@ -174,7 +179,7 @@ class Computing:
         # Boxes are written by another proxy than outputs were.
         if kernel.boxes is not None:
             pipeline.fence_tensor()
-        kernel.free[1][self.side].arrive()
+        kernel.release(1, self.side)
 
     def _write(self, base: Value, head: Value) -> None:
         """Bring outputs through the odd buffer into rows of 16-byte pieces."""
@@ -238,7 +243,7 @@ class Even(Computing):
             wgmma.commit()
             wgmma.wait(0)
             self._hold()
-            kernel.free[0][0].arrive()
+            kernel.release(0, 0)
             meet(TOP_ODD, BOTH)
             for half in range(2):
                 top = T.bind(self._told_top(half))
@@ -260,7 +265,7 @@ class Even(Computing):
                     self._add_scores(0, phase + 1, clear=True)
                     wgmma.commit()
                     wgmma.wait(1)
-                    kernel.free[1][0].arrive()
+                    kernel.release(1, 0)
                     self._add_scores(1, phase + 1, clear=False)
                     wgmma.commit()
                     wgmma.wait(0)
@@ -309,8 +314,8 @@ class Odd(Computing):
             pass_by(WEIGHTS_ODD, BOTH)
             wgmma.wait(1)
             with T.If(get(pair) + 1 < self.pairs), T.Then():
-                kernel.free[1][1].arrive()
+                kernel.release(1, 1)
             wgmma.wait(0)
             self._hold()
-            kernel.free[0][1].arrive()
+            kernel.release(0, 1)
             put(pair, get(pair) + 1)
