@@ -16,7 +16,6 @@ from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
-from sparsegen.codegen.gpu.listed_compute import ROWS
 from sparsegen.codegen.gpu.slots import exact
 from sparsegen.codegen.gpu.tiles import inside
 from sparsegen.errors import CompileError
@@ -34,18 +33,16 @@ _REGISTERS = 504
 
 @dataclass(frozen=True)
 class Knobs:
-    """How registers are shared.
+    """How registers are shared, and how keys are copied.
 
     compute  registers of a thread of the two groups that multiply
     copy     registers of a thread of the group that gathers
     boxes    64 neighbouring keys are copied as boxes by the tensor memory accelerator
-    shared   two blocks, of neighbouring heads of a token, share the boxes they copy
     """
 
     compute: int = 208
     copy: int = 88
     boxes: bool = False
-    shared: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -86,7 +83,7 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
-    """Return the split that keeps accumulators of 64 x 256 in registers."""
+    """Return the split that keeps accumulators of 64 x 256 in registers, and boxes if they fit."""
     return Knobs(boxes=task.q.heads > MOST and boxed(task))
 
 
@@ -94,9 +91,8 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     others = (Knobs(216, 72), Knobs(224, 56), Knobs(216, 96))
-    boxes = (replace(first, boxes=True), replace(first, boxes=True, shared=True))
-    for knobs in (first, *(k for k in boxes if k != first), *others):
-        reason = _excluded(task, knobs, arch)
+    for knobs in (first, replace(first, boxes=not first.boxes), *others):
+        reason = _excluded(task, knobs)
         yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
@@ -106,12 +102,12 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     Raises:
         CompileError: the knobs break an inequality.
     """
-    reason = _excluded(task, knobs, arch)
+    reason = _excluded(task, knobs)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     dtype = dtype_of(task)
     assert dtype is not None
-    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.boxes, knobs.shared)
+    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.boxes)
     with kernel(task) as (builder, arguments):
         if task.q.heads <= MOST:
             FewKernel(task, cut, ring_of(task, arch), dtype, arguments).emit()
@@ -120,7 +116,7 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     return builder.get()
 
 
-def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
+def _excluded(task: AttendTask, knobs: Knobs) -> str | None:
     used = 2 * knobs.compute + knobs.copy
     if knobs.compute % 8 or knobs.copy % 8:
         return f"{knobs.compute} and {knobs.copy} registers: multiples of 8 are handed out"
@@ -128,8 +124,4 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         return f"{used} registers of the three groups, a block has {_REGISTERS}"
     if knobs.boxes and (task.q.heads <= MOST or not boxed(task)):
         return "boxes of 64 keys: few heads, keys of no single range, or pages of no 64 keys"
-    if knobs.shared:
-        tiles = -(-task.q.heads // ROWS)
-        if not knobs.boxes or tiles % 2 or (arch.cores or 1) % 2:
-            return f"{tiles} tiles of heads on {arch.cores} blocks: pairs share boxes"
     return None

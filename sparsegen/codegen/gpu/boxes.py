@@ -16,7 +16,6 @@ from sparsegen.lowering.tasks import AttendTask
 ROWS = 64
 _SWIZZLE_128, _PROMOTE_256 = 3, 3
 _COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-_BOTH = 0b11  # blocks of a cluster
 
 
 def boxed(task: AttendTask) -> bool:
@@ -28,16 +27,10 @@ def boxed(task: AttendTask) -> bool:
 
 
 class Boxes:
-    """Tensor maps of the buffers of keys; made before the device is entered.
+    """Tensor maps of the buffers of keys; made before the device is entered."""
 
-    rank  of this block in its cluster (int32), set where two blocks share what they copy: either
-          copies half of the rows into both
-    """
-
-    def __init__(self, task: AttendTask, arguments: Arguments, *, shared: bool) -> None:
+    def __init__(self, task: AttendTask, arguments: Arguments) -> None:
         self.kind = task.sources[0].k.rows
-        self.rank: Value | None = None
-        rows = ROWS // 2 if shared else ROWS
         self.maps: dict[str, Value] = {}
         for part in task.sources[0].k.parts:
             if part.buffer.name in self.maps:
@@ -49,7 +42,7 @@ class Boxes:
             with T.If(argument.rows > 0), T.Then():
                 T.evaluate(
                     T.tensormap_encode_tiled(
-                        place, argument.flat.data, dim, argument.rows, dim * 2, 64, rows, 1, 1,
+                        place, argument.flat.data, dim, argument.rows, dim * 2, 64, ROWS, 1, 1,
                         descriptor_dtype=part.buffer.dtype, rank=2, swizzle=_SWIZZLE_128,
                         l2_promotion=_PROMOTE_256,
                     )
@@ -84,15 +77,10 @@ class Boxes:
         with T.If(gather.thread < 1):
             with T.Then():
                 ready.arrive_expecting(len(tiles) * TILE * 2)
-                name, more = _COPY, []
-                if self.rank is not None:
-                    row = T.bind(row + self.rank * (ROWS // 2))
-                    place = T.bind(place + self.rank * (TILE // 2))
-                    name, more = f"{_COPY}.multicast::cluster", [const(_BOTH, "uint16")]
                 for order, tile in enumerate(tiles):
                     buffer, start = gather.column(gather.source.k, tile)
                     to = target.ptr_to([place + order * TILE])
                     box = T.address_of(self.maps[buffer.name])
-                    ptx(name, to, box, start, row, ready.pointer, *more)
+                    ptx(_COPY, to, box, start, row, ready.pointer)
             with T.Else():
                 ready.arrive()

@@ -26,7 +26,7 @@ from sparsegen.codegen.gpu.listed import Cut
 from sparsegen.codegen.gpu.listed_compute import NEVER
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
-from sparsegen.codegen.gpu.ring import Place, Ring
+from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.slots import STEP, Rows
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (

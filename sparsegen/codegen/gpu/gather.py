@@ -28,6 +28,7 @@ from sparsegen.lowering.tasks import AttendTask, Buffer, Operand
 
 _KEEP = 0x14F0000000000000  # L2: evict last
 _COPY = "cp.async.cg.shared.global"
+_AHEAD = ".L2::128B"  # 256 would read beyond most rows
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class Gather:
             source = self.arguments[buffer].flat.ptr_to([base + cast(self.piece * 8, "int64")])
             to = target.ptr_to([at + place + order * TILE])
             if self.keep:
-                hinted = f"{_COPY}.L2::cache_hint.L2::256B"
+                hinted = f"{_COPY}.L2::cache_hint{_AHEAD}"
                 ptx(hinted, to, source, 16, size, const(_KEEP, "uint64"))
             else:
-                ptx(f"{_COPY}.L2::256B", to, source, 16, size)
+                ptx(f"{_COPY}{_AHEAD}", to, source, 16, size)
 
     def copy_queries(self, token: Value, head: Value, target: Memory, count: int) -> None:
         """Copy `count` heads from `head` on into tiles of `count` rows; heads beyond are zeros."""

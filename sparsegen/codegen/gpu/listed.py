@@ -38,14 +38,12 @@ class Cut:
     blocks          persistent blocks
     compute, copy   registers of a thread of the computing groups, and of the gathering one
     boxes           64 neighbouring keys are copied as boxes
-    shared          two blocks, of neighbouring heads of a token, share the boxes they copy
     """
 
     blocks: int
     compute: int
     copy: int
     boxes: bool
-    shared: bool
 
 
 def shared_bytes(task: AttendTask) -> int:
@@ -72,17 +70,13 @@ class ListedKernel:
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
-        shared = self.cut.shared
-        boxes = self.cut.boxes
-        self.boxes = Boxes(self.task, self.arguments, shared=shared) if boxes else None
+        self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
         T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
         with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
-        if self.boxes is not None and self.cut.shared:
-            self.boxes.rank = T.bind(T.cta_id_in_cluster([2]))
         self.block = T.cta_id([self.cut.blocks])
         group = T.warpgroup_id([3])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
@@ -91,8 +85,6 @@ class ListedKernel:
         self.count = T.bind(tokens * self.groups)
         self._allocate()
         pipeline.init(self.barriers, thread)
-        if self.cut.shared:
-            pipeline.meet_cluster()
         with T.If(group < 1):
             with T.Then():
                 pipeline.take_registers(self.cut.compute)
@@ -104,9 +96,6 @@ class ListedKernel:
                 with T.Else():
                     pipeline.give_registers(self.cut.copy)
                     self._gather()
-        if self.cut.shared:
-            # The other block may still copy into this one.
-            pipeline.meet_cluster()
 
     def _allocate(self) -> None:
         pool = T.SMEMPool()
@@ -130,8 +119,7 @@ class ListedKernel:
         self.query_free = Barrier.allocate(pool, GROUP)
         # By buffer, then by half of the columns.
         self.ready, self.free = (
-            [[Barrier.allocate(pool, n) for _ in range(2)] for _ in range(2)]
-            for n in (GROUP, 8 if self.cut.shared else GROUP)
+            [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
         )
         self.known = Barrier.allocate(pool, 16)
         pool.commit()
@@ -139,13 +127,6 @@ class ListedKernel:
             self.query_ready, self.query_free, self.known,
             *(b for kind in (self.ready, self.free) for pair in kind for b in pair),
         ]  # fmt: skip
-
-    def release(self, buffer: int, half: int) -> None:
-        """Say, by all threads of a computing group, that half of a buffer has been used."""
-        if self.cut.shared:
-            self.free[buffer][half].arrive_in_both(self.lane)
-        else:
-            self.free[buffer][half].arrive()
 
     def each_tile(self, body: Any) -> None:
         """Emit a loop over the tiles of this block: body(tile, number of tiles before it)."""

@@ -179,7 +179,7 @@ class Computing:
         # Boxes are written by another proxy than outputs were.
         if kernel.boxes is not None:
             pipeline.fence_tensor()
-        kernel.release(1, self.side)
+        kernel.free[1][self.side].arrive()
 
     def _write(self, base: Value, head: Value) -> None:
         """Bring outputs through the odd buffer into rows of 16-byte pieces."""
@@ -243,7 +243,7 @@ class Even(Computing):
             wgmma.commit()
             wgmma.wait(0)
             self._hold()
-            kernel.release(0, 0)
+            kernel.free[0][0].arrive()
             meet(TOP_ODD, BOTH)
             for half in range(2):
                 top = T.bind(self._told_top(half))
@@ -265,7 +265,7 @@ class Even(Computing):
                     self._add_scores(0, phase + 1, clear=True)
                     wgmma.commit()
                     wgmma.wait(1)
-                    kernel.release(1, 0)
+                    kernel.free[1][0].arrive()
                     self._add_scores(1, phase + 1, clear=False)
                     wgmma.commit()
                     wgmma.wait(0)
@@ -314,8 +314,8 @@ class Odd(Computing):
             pass_by(WEIGHTS_ODD, BOTH)
             wgmma.wait(1)
             with T.If(get(pair) + 1 < self.pairs), T.Then():
-                kernel.release(1, 1)
+                kernel.free[1][1].arrive()
             wgmma.wait(0)
             self._hold()
-            kernel.release(0, 1)
+            kernel.free[0][1].arrive()
             put(pair, get(pair) + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, scratch
+from sparsegen.codegen.tvm import Memory, T, Value, const
 
 GROUP = 128  # threads of a warp group
 
@@ -40,15 +40,6 @@ class Barrier:
     def arrive(self) -> None:
         """Arrive once."""
         ptx("mbarrier.arrive.shared.b64", self.pointer, const(1, "uint32"))
-
-    def arrive_in_both(self, lane: Value) -> None:
-        """Arrive once for a warp, at this barrier and at that of the other block of the cluster."""
-        ptx("bar.warp.sync", const(0xFFFFFFFF, "uint32"))
-        with T.If(lane < 2), T.Then():
-            remote = scratch(1, "uint32")
-            own = T.cuda.cvta_generic_to_shared(self.pointer)
-            ptx("mapa.shared::cluster.u32", remote[0], own, cast(lane, "uint32"))
-            ptx("mbarrier.arrive.release.cluster.shared::cluster.b64", remote[0])
 
     def arrive_expecting(self, size: int) -> None:
         """Arrive once, and let the phase wait for `size` bytes of boxes too."""
@@ -97,12 +88,6 @@ def init(barriers: list[Barrier], thread: Value) -> None:
             barrier.init()
         ptx("fence.mbarrier_init.release.cluster")
     T.evaluate(T.cuda.cta_sync())
-
-
-def meet_cluster() -> None:
-    """Wait for all threads of the cluster."""
-    ptx("barrier.cluster.arrive.release.aligned")
-    ptx("barrier.cluster.wait.acquire.aligned")
 
 
 def meet(number: int, threads: int) -> None:
