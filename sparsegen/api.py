@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsegen import arch as archs
 from sparsegen.arch import Arch
 from sparsegen.dsl.pattern import Hyper, Pattern
 from sparsegen.errors import BindingError, InputError, did_you_mean
@@ -16,6 +16,7 @@ from sparsegen.lowering.binding import DTYPES, LAYOUTS, Binding, Layout
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.resolve import sizes_of
+from sparsegen.runtime.targets import arch_of, described
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sparsegen.runtime.catalog import Overrides, Schedule
+    from sparsegen.runtime.catalog import Overrides
     from sparsegen.runtime.kernel import Kernel
     from sparsegen.tuning.result import TuneResult
 
-__all__ = ["Request", "arch_of", "compile", "partition", "program_of", "tune"]
+log = logging.getLogger("sparsegen")
+
+__all__ = ["Request", "arch_of", "compile", "described", "partition", "program_of", "tune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,10 @@ class Specialising:
         if key not in self._kernels:
             self._kernels[key] = _build(self.request, sizes)
         return self._kernels[key]
+
+    def warm_up(self, *args: Any, **keywords: Any) -> None:
+        """Compile for the sizes of these tensors where that is new, and see `Kernel.warm_up`."""
+        self.specialise(*args, **keywords).warm_up(*args, **keywords)
 
     def __repr__(self) -> str:
         binding = self.request.binding
@@ -135,11 +142,12 @@ def compile(
             with cu_seqlens) or "paged" (keys in pages); see `Kernel`.
         page_size: keys per page, in the paged layout.
         sizes: extents of the letters other than the sequence axes. Without them, each call with new
-            sizes compiles a kernel (or takes it from the cache).
+            sizes compiles a kernel (or takes it from the cache). Lengths of the sequence axes may
+            be given too: the kernel takes any, but they say which tuned size is nearest.
         dtypes: of single inputs, by name.
         schedule: how to lower: one `Schedule`, or several by task name or family; by default what
-            `tune` recorded for the task on this architecture, or the knobs that the schedule
-            computes.
+            `tune` recorded for the task on this processor, what sparsegen comes with for it or for
+            its architecture, or the knobs that the schedule computes.
         **hyper: hyperparameters of the pattern. `scale`, where the pattern has no hyperparameter of
             that name, is the softmax scale of every verb that states none.
 
@@ -248,72 +256,26 @@ def _plain(hyper: dict[str, Any]) -> dict[str, Hyper]:
     return hyper
 
 
-def arch_of(target: str) -> Arch:
-    """Return the architecture a target names: "cpu" is this machine's, "cuda" the GPU's present.
-
-    "cuda:sm_90", "sm_90" and "sm_90a" name a GPU's, which need not be here.
-
-    Raises:
-        BindingError: there is no such architecture, or this machine cannot run its code.
-    """
-    found = described(target)
-    if target not in ("cpu", "cuda") and (reason := archs.unfit(found)):
-        raise BindingError(
-            f"target={target!r}: {reason}", hint="compile on such a machine, or for target='cpu'"
-        )
-    return found
-
-
-def described(target: str) -> Arch:
-    """Return the architecture a target names, also of a CPU that is not this machine's.
-
-    Raises:
-        BindingError: there is no such architecture.
-    """
-    if target == "cpu":
-        return archs.host()
-    if target == "cuda":
-        return _gpu_present()
-    name = target.removeprefix("cuda:")
-    return archs.get(name.rstrip("af") if name.startswith("sm_") else name)
-
-
-def _gpu_present() -> Arch:
-    from sparsegen.runtime.gpu import newest, present
-
-    known = [name for name in archs.names() if archs.get(name).kind == "cuda"]
-    way_out = f"name the GPU to compile for: target={' or '.join(map(repr, known))}"
-    found = present()
-    if found is None:
-        raise BindingError(
-            "target='cuda' means the GPU of this machine, and torch sees none",
-            hint=f"install torch for CUDA and a driver, or {way_out}",
-        )
-    name, capability = found
-    arch = newest(capability)
-    if arch is None:
-        raise BindingError(
-            f"target='cuda': {name} has compute capability {capability[0]}.{capability[1]}, "
-            "which no architecture here fits",
-            hint=f"the oldest supported is sm_80; to compile for another GPU, {way_out}",
-        )
-    return arch
-
-
 def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
     plan = request.plan(sizes)
-    overrides = recorded(plan, request.arch) if request.schedule is None else request.schedule
-    return compile_plan(plan, request.arch, overrides)
+    overrides = overrides_of(plan, request.arch, request.schedule, sizes)
+    return compile_plan(plan, request.arch, overrides, request.schedule)
 
 
-def recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:
-    """Return what tuning chose for the tasks of a plan, as far as it is recorded."""
-    from sparsegen.tuning.database import lookup
+def overrides_of(
+    plan: Plan, arch: Arch, asked: Overrides, sizes: Mapping[str, int] | None = None
+) -> Overrides:
+    """Return the schedules asked for, or else those that are recorded; see `database.recorded`."""
+    if asked is not None:
+        return asked
+    from sparsegen.tuning.database import recorded
 
-    found = {task.name: lookup(task, plan.binding, arch) for task in plan.tasks}
-    return {name: schedule for name, schedule in found.items() if schedule is not None}
+    found = recorded(plan, arch, sizes)
+    for name, choice in found.items():
+        log.info("%s of %s: %r, %s", name, plan.program.name, choice.schedule, choice)
+    return {name: choice.schedule for name, choice in found.items()}
 
 
 def tune(

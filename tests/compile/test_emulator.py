@@ -220,7 +220,7 @@ COPIES = {rank: copying(rank) for rank in (2, 3, 4, 5)}
 def test_copies_of_boxes(
     run: Run, shape: tuple[int, ...], box: tuple[int, ...], at: tuple[int, ...], swizzle: int
 ) -> None:
-    x, bits = random(*shape)
+    _, bits = random(*shape)
     before = bits.copy()
     size = 2 * int(np.prod(box))
     got = np.zeros(size // 2, np.uint16)
@@ -263,6 +263,97 @@ def test_refuses_tensor_maps(
     assert why in run(COPIES[2], 64, 0, bits, box=boxed(bits, box, swizzle))
 
 
+# --- the rest -------------------------------------------------------------------------------------
+
+
+def test_matrices(run: Run) -> None:
+    _, bits = random(4, 8, 8)
+    out = [np.zeros_like(bits) for _ in range(4)]
+    assert run("moves_matrices", 32, 32 * 48, bits, *out) == ""
+    for got, want in zip(out, (bits, bits.swapaxes(1, 2)) * 2, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_lanes(run: Run) -> None:
+    x = np.random.default_rng(0).integers(-500, 500, 32).astype(np.int32)
+    x[20] = 7
+    out = np.zeros((32, 16), np.int32)
+    assert run("asks_around", 32, 0, x, out) == ""
+    lane = np.arange(32)
+    bits = x.view(np.uint32).astype(object)
+    ones = np.array([int(b).bit_count() for b in bits])
+    first = np.array([(int(b) & -int(b)).bit_length() for b in bits])
+    halves = np.repeat([x[:16].sum(), x[16:].sum()], 16)
+    votes = int(((x > 0).astype(np.uint64) << lane.astype(np.uint64)).sum())
+    want = [
+        x.sum(), x.min(), x.max(), np.bitwise_or.reduce(x), np.bitwise_xor.reduce(x), lane == 0,
+        halves, np.uint32(votes).astype(np.int32), np.where(lane < 16, (x[:16] == 7).any(), 1) + 2,
+        x[lane * 5 % 32], x[lane ^ 9], x[np.where(lane >= 3, lane - 3, lane)],
+        x[np.where(lane < 28, lane + 4, lane)], ones + 100 * first,
+    ]  # fmt: skip
+    for n, expected in enumerate(want):
+        np.testing.assert_array_equal(out[:, n], np.broadcast_to(expected, 32), err_msg=str(n))
+
+
+def test_powers_of_two(run: Run) -> None:
+    x = np.array([0, 1.5, -3.25, -125.5, -126.5, -140, 127.9, 128, -np.inf, np.inf, np.nan])
+    x = x.astype(np.float32)
+    out = np.zeros_like(x)
+    assert run("raises_two", len(x), 0, x, out) == ""
+    with np.errstate(over="ignore"):
+        want = np.exp2(x)
+    want[want < np.finfo(np.float32).tiny] = 0
+    np.testing.assert_allclose(out, want, rtol=2**-22)
+
+
+def test_vectors(run: Run) -> None:
+    _, bits = random(64, 8)
+    out = np.zeros_like(bits)
+    assert run("moves_vectors", 64, 1024, bits, out) == ""
+    want = bits.copy()
+    want[:, 0] = bits[:, 3]
+    np.testing.assert_array_equal(out, want)
+
+
+def test_copies_in_groups(run: Run) -> None:
+    _, bits = random(4, 128, 8)
+    out = np.zeros_like(bits)
+    assert run("copies_in_groups", 128, 4 * 2048 + 8, bits, out) == ""
+    bits[1, :, 3:] = 0
+    np.testing.assert_array_equal(out, bits[:, np.arange(128) ^ 64])
+
+
+def test_named_barriers(run: Run) -> None:
+    out = np.zeros(1, np.int32)
+    assert run("meets", 128, 64, np.array([5, 11, 128], np.int32), out) == ""
+    want = 1
+    for n in range(5):
+        want = 2 * (want + 3 * (n > 0))
+    assert out[0] == want
+
+
+def test_threads_that_look_at_memory(run: Run) -> None:
+    out = np.zeros(4, np.int32)
+    assert run("spins_for_a_while", 128, 128, out) == ""
+    assert out.tolist() == [1, 127 * 64, -1, 127]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 21])
+def test_a_ring_of_buffers(run: Run, rows: int) -> None:
+    x = np.random.default_rng(0).integers(0, 999, (rows, 64)).astype(np.uint16)
+    out = np.zeros(64, np.int32)
+    box = boxed(x, (1, 64))
+    assert run("keeps_a_ring", 96, 4096, x, np.array([rows], np.int32), out, box=box) == ""
+    np.testing.assert_array_equal(out, (x.astype(np.int32).T * np.arange(1, rows + 1)).sum(1))
+
+
+def test_some_copies_are_late(run: Run) -> None:
+    x = np.ones((16, 64), np.uint16)
+    out = np.zeros(16, np.uint16)
+    assert run("reads_too_early", 32, 4096, x, out, box=boxed(x, (1, 64))) == ""
+    assert set(out.tolist()) == {1, 0xFFFF}
+
+
 # --- what goes wrong ------------------------------------------------------------------------------
 
 WRONG = {
@@ -272,7 +363,7 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_says_what_is_wrong(run: Run, name: str) -> None:
-    assert WRONG[name] in run(name, 128, 1024)
+    assert WRONG[name] in run(name, 128, 10240)
 
 
 def test_refuses_unknown_instructions() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,9 +21,12 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
+from sparsegen.runtime.standalone.gpu import Gpu
 from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
+CORE = Path(__file__).parent / "core" / "emulator.cc"
+_OPTIONS = ["-std=c++17", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 
 
 def translate(source: str) -> str:
@@ -39,21 +44,32 @@ def translate(source: str) -> str:
     return translate_assembly(source)
 
 
+@cache
+def _core() -> Path:
+    """Compile what all kernels share, once in a process; return the object file."""
+    folder = tempfile.TemporaryDirectory(prefix="emulator-")
+    atexit.register(folder.cleanup)
+    file = Path(folder.name) / "emulator.o"
+    options = ["-O2", "-march=native", "-fvisibility=hidden", "-c"]
+    run(["g++", *_OPTIONS, *options, str(CORE), "-o", str(file)], file.name)
+    return file
+
+
 def build(source: str, path: Path) -> None:
     """Compile the C++ that `translate` returned into the library `path`."""
+    core = _core()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cc"
         file.write_text(source)
         includes = [INCLUDE, *libinfo.include_paths()]
         command = [
-            "g++", "-std=c++17", "-O1", "-march=native", "-ffp-contract=off", "-w", "-shared",
-            "-fPIC", "-fno-strict-aliasing", *(f"-I{p}" for p in includes),
-            str(file), "-o", str(path),
+            "g++", *_OPTIONS, "-O1", "-shared", *(f"-I{p}" for p in includes),
+            str(file), str(core), "-o", str(path),
         ]  # fmt: skip
         run(command, path.name)
 
 
-def compile_source(source: str, arch: Arch, path: Path) -> str:
+def compile_source(source: str, arch: Arch, path: Path, codes: Any = None) -> str:
     """Do what `sparsegen.codegen.gpu.build.compile_source` does, for the emulator."""
     build(translate(source + render(Support())), path)
     return "emulator"
@@ -77,11 +93,12 @@ def emulated(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         spec = describe(*args)
         return replace(spec, device=_Device(spec.device)) if spec.device == "cuda" else spec
 
+    found = Gpu("cuda:0", "an emulator", capability)
     stream = SimpleNamespace(synchronize=lambda: None)
     with (
         mock.patch("sparsegen.codegen.gpu.build.compile_source", compile_source),
         mock.patch.object(kernel, "describe", described),
-        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
+        mock.patch("sparsegen.runtime.standalone.device.gpu", return_value=found),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
         mock.patch.object(torch.cuda, "current_stream", return_value=stream),
     ):

@@ -36,10 +36,10 @@ class Instruction:
     operands: tuple[str, ...]
     text: str
 
-    def call(self, function: str, *flags: object, take: int | None = None) -> str:
-        """Return a call with the first `take` operands."""
-        given = f"<{', '.join(str(f).lower() for f in flags)}>" if flags else ""
-        return f"emu::{function}{given}({', '.join(self.operands[:take])});"
+    def call(self, function: str, *flags: bool, take: int | None = None) -> str:
+        """Return a call with flags and the first `take` operands."""
+        given = [*(str(int(f)) for f in flags), *self.operands[:take]]
+        return f"emu::{function}({', '.join(given)});"
 
 
 def translate_assembly(source: str) -> str:
@@ -177,11 +177,11 @@ def _wgmma(found: re.Match[str], one: Instruction) -> str:
     a, (b, scale_d, *more) = (rest[:1], rest[1:]) if shared else (rest[:4], rest[4:])
     *scales, transpose_b = (*more[:2], *more[3:]) if shared else more
     transpose_a = more[2] if shared else "0"
-    flags = f"{columns}, {str(dtype == 'bf16').lower()}, {transpose_a}, {transpose_b}"
-    kind = "wgmma_shared" if shared else "wgmma_registers"
+    flags = ", ".join([str(columns), str(int(dtype == "bf16")), transpose_a, transpose_b])
+    rows, descriptor = ("0, 0, 0, 0", a[0]) if shared else (", ".join(a), "0")
     return (
-        f"float* registers[] = {{{registers}}}; "
-        f"emu::{kind}<{flags}>(registers, {', '.join(a)}, {b}, {scale_d}, {', '.join(scales)});"
+        f"float* registers[] = {{{registers}}}; emu::wgmma({{{flags}, {int(not shared)}}}, "
+        f"registers, {{{rows}}}, {descriptor}, {b}, {scale_d}, {', '.join(scales)});"
     )
 
 
@@ -190,11 +190,13 @@ def _tensor(function: str, fixed: int) -> _Emit:
 
     def emit(found: re.Match[str], one: Instruction) -> str:
         rank = int(found[1])
-        operands = one.operands[: fixed + rank]
         first = 2 if function == "tensor_load" else 1
-        inner = ", ".join(operands[first : first + rank])
-        rest = (*operands[:first], f"{{{inner}}}", *operands[first + rank :])
-        return f"emu::{function}<{rank}>({', '.join(rest)});"
+        place = ", ".join(one.operands[first : first + rank])
+        before, after = one.operands[:first], one.operands[first + rank : fixed + rank]
+        return (
+            f"int place[] = {{{place}}}; "
+            f"emu::{function}({', '.join([str(rank), *before, 'place', *after])});"
+        )
 
     return emit
 
@@ -263,6 +265,7 @@ _TABLE: tuple[tuple[str, _Emit], ...] = (
     (r"cp\.async\.bulk\.wait_group(?:\.read)?", _named("bulk_wait")),
     (r"cp\.async\.bulk\.prefetch\..*|prefetch.*|discard\..*", _nothing),
     (r"ex2\.approx\.ftz\.f32", _named("exp2_flushed")),
+    (r"fma\.rn\.f32", _written("{0} = std::fma({1}, {2}, {3});")),
     (r"redux\.sync\.(\w+)\.\w+", lambda found, one: one.call(f"redux_{found[1]}")),
     (r"(?P<kind>ld|st)(?:\.\w+(?:::\w+)?)*?(?:\.v(?P<lanes>[248]))?\.(?P<type>[busf]\d+)", _moved),
     (r"setp\.(\w+)\.\w+", _compared),

@@ -21,12 +21,12 @@ from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
+from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed import Cut
 from sparsegen.codegen.gpu.listed_compute import NEVER
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
-from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.slots import STEP, Rows
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E, load_f32
 from sparsegen.codegen.gpu import pipeline, wgmma
+from sparsegen.codegen.gpu.few_ring import Place, Turn
 from sparsegen.codegen.gpu.launch import shuffle_xor
 from sparsegen.codegen.gpu.listed_compute import BOTH, LN2, LOW, NEVER
 from sparsegen.codegen.gpu.mma import pack, ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet
-from sparsegen.codegen.gpu.few_ring import Place, Turn
 from sparsegen.codegen.tvm import (
     Memory,
     T,

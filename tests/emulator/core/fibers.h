@@ -11,8 +11,7 @@
 #include <string>
 #include <vector>
 
-struct emu_dim { int x, y, z; };
-inline emu_dim threadIdx, blockIdx, blockDim, gridDim;
+emu_dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
@@ -33,12 +32,13 @@ struct Fiber {
 inline constexpr size_t kStack = 256 << 10;
 // Rounds in which threads do nothing but look whether something has changed.
 inline constexpr int kPatience = 20000;
-// Of computing, after which a thread that has not waited for anything is given up.
-inline constexpr int kSeconds = 10;
 inline std::vector<Fiber> fibers;
-inline int current, block_threads;
+int current;
+int seconds = 10;
+inline int block_threads;
 inline void* scheduler;
-inline std::function<void()> body;
+inline void (*body)(const void*);
+inline const void* work;
 // Why the kernel was given up, or nothing.
 inline std::string failure;
 struct GivenUp {};
@@ -62,14 +62,15 @@ inline void blame(const std::string& what) {
   if (failure.empty()) failure = "emulator: " + what + " (block " + text(blockIdx.x) + ")";
 }
 
-// Give the kernel up; the launch returns an error with this text.
-[[noreturn]] inline void fail(const std::string& what) {
+[[noreturn]] void fail(const std::string& what) {
   blame(running ? what + ", thread " + text(current) : what);
   if (!running) throw GivenUp();
   void* unused;
   emu_switch(&unused, scheduler);
   abort();
 }
+void fail(const char* what) { fail(std::string(what)); }
+const char* failure_text() { return failure.c_str(); }
 
 inline void leave() {
   int index = current;
@@ -85,14 +86,13 @@ inline void wait(const Waitable& on) {
   leave();
 }
 
-// Let others run: whoever looks at memory again and again calls this.
-inline void poll() {
+void poll() {
   fibers[current].polls = true;
   leave();
 }
 
 inline void entry() {
-  body();
+  body(work);
   fibers[current].done = true;
   void* unused;
   emu_switch(&unused, scheduler);
@@ -153,8 +153,8 @@ struct Watch {
     if (running && switches == seen) fail("a thread runs for ever");
     seen = switches;
   }
-  static void every(int seconds) {
-    itimerval time = {{seconds, 0}, {seconds, 0}};
+  static void every(int period) {
+    itimerval time = {{period, 0}, {period, 0}};
     setitimer(ITIMER_VIRTUAL, &time, nullptr);
   }
   Watch() {
@@ -163,7 +163,7 @@ struct Watch {
     now.sa_handler = look;
     now.sa_flags = SA_NODEFER | SA_RESTART;
     sigaction(SIGVTALRM, &now, &before);
-    every(kSeconds);
+    every(seconds);
   }
   ~Watch() {
     every(0);

@@ -5,11 +5,10 @@ namespace emu {
 
 // The window of shared memory begins behind what the system reserves.
 inline constexpr uint32_t kWindow = 1024;
-inline unsigned char* shared;
+unsigned char* shared;
 inline size_t shared_size;
 
-// The memory at an address of the window, which must hold so many bytes.
-inline unsigned char* at(uint32_t address, size_t bytes, const char* what, uint32_t aligned = 1) {
+unsigned char* at(uint32_t address, size_t bytes, const char* what, uint32_t aligned) {
   if (address < kWindow || address + bytes > kWindow + shared_size)
     fail(std::string(what) + ": shared memory ends before address " + text(address) + " + " +
          text(bytes));
@@ -18,13 +17,13 @@ inline unsigned char* at(uint32_t address, size_t bytes, const char* what, uint3
   return shared + (address - kWindow);
 }
 
-inline uint32_t address_of(const void* p) {
+uint32_t address_of(const void* p) {
   return (uint32_t)((const unsigned char*)p - shared) + kWindow;
 }
 
 struct Barrier : Waitable {
   int id = 0, arrived = 0, expected = 0;
-  int predicate = 0, outcome[3] = {};  // any, all, count
+  int outcome[3] = {};  // of the last time: any, all, sum
   int any = 0, all = 1, sum = 0;
   int by_warp[32] = {};
   std::string name() const override {
@@ -58,14 +57,15 @@ inline bool barrier_enter(uint32_t id, uint32_t count, const char* what) {
   return true;
 }
 
-inline void barrier_sync(uint32_t id, uint32_t count = (block_threads + 31) / 32 * 32) {
+void barrier_sync(uint32_t id, uint32_t count) {
   if (!barrier_enter(id, count, "bar.sync")) wait(barriers[id]);
 }
 
-inline void barrier_arrive(uint32_t id, uint32_t count) { barrier_enter(id, count, "bar.arrive"); }
+void barrier_sync(uint32_t id) { barrier_sync(id, (block_threads + 31) / 32 * 32); }
 
-// Returns whether `value` is true anywhere (0) or everywhere (1), or in how many threads (2).
-inline int syncthreads(int value, int which) {
+void barrier_arrive(uint32_t id, uint32_t count) { barrier_enter(id, count, "bar.arrive"); }
+
+int syncthreads(int value, int which) {
   Barrier& b = barriers[0];
   b.any |= value != 0, b.all &= value != 0, b.sum += value != 0;
   barrier_sync(0);
@@ -95,7 +95,7 @@ inline MBarrier& mbarrier(uint32_t address, const char* what) {
   return found->second;
 }
 
-inline void mbarrier_init(uint32_t address, uint32_t count) {
+void mbarrier_init(uint32_t address, uint32_t count) {
   if (!count || count >= 1 << 20) fail("mbarrier.init: " + text(count) + " arrivals");
   std::memcpy(at(address, 8, "mbarrier.init", 8), &kMark, 8);
   MBarrier& b = mbarriers[address];
@@ -105,7 +105,7 @@ inline void mbarrier_init(uint32_t address, uint32_t count) {
   b.count = b.pending = count;
 }
 
-inline void mbarrier_inval(uint32_t address) {
+void mbarrier_inval(uint32_t address) {
   mbarrier(address, "mbarrier.inval");
   mbarriers.erase(address);
 }
@@ -116,7 +116,7 @@ inline void mbarrier_advance(MBarrier& b) {
   ++b.generation;
 }
 
-inline void mbarrier_expect(uint32_t address, uint32_t bytes) {
+void mbarrier_expect(uint32_t address, uint32_t bytes) {
   MBarrier& b = mbarrier(address, "mbarrier.expect_tx");
   b.bytes += bytes;
   if (b.bytes >= 1 << 20) fail("mbarrier.expect_tx: too many bytes at " + text(address));
@@ -128,7 +128,7 @@ inline void mbarrier_complete(uint32_t address, uint32_t bytes) {
   mbarrier_advance(b);
 }
 
-inline void mbarrier_arrive(uint32_t address, uint32_t count = 1) {
+void mbarrier_arrive(uint32_t address, uint32_t count) {
   MBarrier& b = mbarrier(address, "mbarrier.arrive");
   if ((int)count > b.pending || !count)
     fail("mbarrier.arrive: " + text(count) + " more arrivals at " + b.name());
@@ -136,7 +136,7 @@ inline void mbarrier_arrive(uint32_t address, uint32_t count = 1) {
   mbarrier_advance(b);
 }
 
-inline void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
+void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
   mbarrier_expect(address, bytes);
   mbarrier_arrive(address);
 }
@@ -145,14 +145,14 @@ inline bool mbarrier_passed(const MBarrier& b, uint32_t parity) {
   return (uint32_t)(b.generation & 1) != parity;
 }
 
-inline void mbarrier_wait(bool& done, uint32_t address, uint32_t parity) {
+void mbarrier_wait(bool& done, uint32_t address, uint32_t parity) {
   if (parity > 1) fail("mbarrier.try_wait: parity " + text(parity));
   MBarrier& b = mbarrier(address, "mbarrier.try_wait");
   while (!mbarrier_passed(b, parity)) wait(b);
   done = true;
 }
 
-inline void mbarrier_test(bool& done, uint32_t address, uint32_t parity) {
+void mbarrier_test(bool& done, uint32_t address, uint32_t parity) {
   poll();
   done = mbarrier_passed(mbarrier(address, "mbarrier.test_wait"), parity);
 }

@@ -4,30 +4,6 @@
 // or when its thread waits for it.
 #pragma once
 
-using cuuint32_t = uint32_t;
-using cuuint64_t = uint64_t;
-enum CUresult { CUDA_SUCCESS = 0, CUDA_ERROR_INVALID_VALUE = 1 };
-enum CUtensorMapDataType {
-  CU_TENSOR_MAP_DATA_TYPE_UINT8, CU_TENSOR_MAP_DATA_TYPE_UINT16, CU_TENSOR_MAP_DATA_TYPE_UINT32,
-  CU_TENSOR_MAP_DATA_TYPE_INT32, CU_TENSOR_MAP_DATA_TYPE_UINT64, CU_TENSOR_MAP_DATA_TYPE_INT64,
-  CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
-  CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-};
-enum CUtensorMapInterleave { CU_TENSOR_MAP_INTERLEAVE_NONE };
-enum CUtensorMapSwizzle {
-  CU_TENSOR_MAP_SWIZZLE_NONE, CU_TENSOR_MAP_SWIZZLE_32B, CU_TENSOR_MAP_SWIZZLE_64B,
-  CU_TENSOR_MAP_SWIZZLE_128B
-};
-enum CUtensorMapL2promotion { CU_TENSOR_MAP_L2_PROMOTION_NONE };
-enum CUtensorMapFloatOOBfill { CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE };
-
-struct alignas(64) CUtensorMap {
-  unsigned char* data;
-  uint64_t dims[5], strides[5];  // strides in bytes, of the first dimension too
-  uint16_t box[5];
-  uint8_t rank, swizzle;
-};
-
 namespace emu {
 
 inline std::string encode_error = "cuTensorMapEncodeTiled failed";
@@ -39,12 +15,12 @@ inline CUresult refuse(const std::string& what) {
 
 }  // namespace emu
 
-inline CUresult cuGetErrorString(CUresult, const char** to) {
+CUresult cuGetErrorString(CUresult, const char** to) {
   *to = emu::encode_error.c_str();
   return CUDA_SUCCESS;
 }
 
-inline CUresult cuTensorMapEncodeTiled(
+CUresult cuTensorMapEncodeTiled(
     CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* data, const cuuint64_t* dims,
     const cuuint64_t* strides, const cuuint32_t* box, const cuuint32_t* steps,
     CUtensorMapInterleave interleave, CUtensorMapSwizzle swizzle, CUtensorMapL2promotion,
@@ -122,12 +98,12 @@ inline uint32_t box_bytes(const CUtensorMap& m) {
   return bytes;
 }
 
-template <int kRank>
-Transfer transfer(uint32_t address, const void* map, const int (&at_)[kRank], const char* what) {
+inline Transfer transfer(int rank, uint32_t address, const void* map, const int* place) {
+  const char* what = "cp.async.bulk.tensor";
   Transfer t = {(const CUtensorMap*)map, {}, address};
   if ((uintptr_t)map % 64) fail(std::string(what) + ": a tensor map that is not aligned to 64 bytes");
-  if (t.map->rank != kRank) fail(std::string(what) + ": the tensor map has rank " + text(t.map->rank));
-  std::memcpy(t.at, at_, sizeof at_);
+  if (t.map->rank != rank) fail(std::string(what) + ": the tensor map has rank " + text(t.map->rank));
+  std::copy(place, place + rank, t.at);
   at(address, box_bytes(*t.map), what, 128);
   return t;
 }
@@ -145,28 +121,26 @@ inline void store(const Transfer& t) {
   });
 }
 
-template <int kRank>
-void tensor_load(uint32_t to, const void* map, const int (&place)[kRank], uint32_t barrier) {
-  Transfer t = transfer(to, map, place, "cp.async.bulk.tensor");
+void tensor_load(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier) {
+  Transfer t = transfer(rank, to, map, place);
   mbarrier(barrier, "cp.async.bulk.tensor");
   if (at_once()) return load(t, barrier);
   events.push_back({[=] { load(t, barrier); }, "nobody waited for the copy of a box to " + text(to)});
 }
 
-template <int kRank>
-void tensor_store(const void* map, const int (&place)[kRank], uint32_t from) {
-  Transfer t = transfer(from, map, place, "cp.async.bulk.tensor");
+void tensor_store(int rank, const void* map, const int* place, uint32_t from) {
+  Transfer t = transfer(rank, from, map, place);
   if (at_once()) store(t);
   stores[current].open.push_back(t);
 }
 
-inline void bulk_commit() {
+void bulk_commit() {
   Stores& mine = stores[current];
   mine.groups.push_back(std::move(mine.open));
   mine.open.clear();
 }
 
-inline void bulk_wait(unsigned left) {
+void bulk_wait(unsigned left) {
   Stores& mine = stores[current];
   for (; mine.groups.size() > left; mine.groups.pop_front())
     for (const Transfer& t : mine.groups.front()) store(t);
