@@ -26,12 +26,12 @@ from sparsegen.codegen.gpu.outputs import DOWNWARD, FAST, FINITE, UPWARD, Output
 from sparsegen.codegen.gpu.softmax import Exchange, Softmax
 from sparsegen.codegen.gpu.tiles import Loader, inside
 from sparsegen.codegen.gpu.view import ThreadView
-from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, minimum, select, store
+from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, maximum, minimum, select, store
 from sparsegen.lowering.tasks import AttendTask, Clause, KeySource, Rows
 
 REGISTERS = 128  # of a thread, for the sums of its rows
 HELD = 176  # of a thread, for these, scores and queries; others are read from shared memory
-PARTLY_HELD = 192  # the same where warps share rows, which then keep as many queries as fit
+PARTLY_HELD = 184  # the same where warps share rows, which then keep as many queries as fit
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,11 @@ class AttendKernel:
         tiles = T.bind(self.arguments[task.o].rows // shape.tokens + self.arguments.batch)
         place = launch(tiles * groups, shape.threads)
         # Causal work grows with the position: the longest tiles start first.
-        tile = pin(tiles - 1 - place.block // beside % tiles)
+        some = maximum(tiles, const(1, "int64"))
+        tile = pin(tiles - 1 - place.block // beside % some)
         sequence, first = find_tile(self.arguments, shape.tokens, tile)
         with T.If(first < sequence.n_q), T.Then():
-            group = place.block // (tiles * beside) * beside + place.block % beside
+            group = place.block // (some * beside) * beside + place.block % beside
             head = pin(cast(group, "int32") * shape.heads)
             Tile(self, place, sequence, first, head).run()
 
