@@ -26,7 +26,18 @@ from sparsegen.codegen.gpu.outputs import DOWNWARD, FAST, FINITE, UPWARD, Output
 from sparsegen.codegen.gpu.softmax import Exchange, Softmax
 from sparsegen.codegen.gpu.tiles import Loader, inside
 from sparsegen.codegen.gpu.view import ThreadView
-from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, maximum, minimum, select, store
+from sparsegen.codegen.tvm import (
+    T,
+    Value,
+    cast,
+    const,
+    equal,
+    load,
+    maximum,
+    minimum,
+    select,
+    store,
+)
 from sparsegen.lowering.tasks import AttendTask, Clause, KeySource, Rows
 
 REGISTERS = 128  # of a thread, for the sums of its rows
