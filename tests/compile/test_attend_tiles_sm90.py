@@ -112,6 +112,6 @@ def test_nothing_spills_or_shares_registers(name: str, tmp_path: Path) -> None:
 def test_queries_that_the_assembler_would_lose_do_not_stay() -> None:
     (task,) = tasks("sliding_window")  # values of 64 elements
     assert attend_tiles_sm90.default(task, ARCH).resident == 0
+    knobs = attend_tiles_sm90.Knobs(keys=64, resident=1)
     with pytest.raises(CompileError, match="loses resident queries"):
-        knobs = attend_tiles_sm90.Knobs(keys=64, resident=1)
         attend_tiles_sm90.apply(task, knobs, ARCH)
