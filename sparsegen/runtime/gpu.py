@@ -17,9 +17,9 @@ def present() -> Gpu | None:
 def device_of(arch: Arch) -> str | None:
     """Return the name of torch's current GPU if it runs code for an architecture, else None."""
     found = present()
-    if found is None or not runs(str(arch.target["arch"]), found[1]):
+    if found is None or rank(str(arch.target["arch"]), found.capability) is None:
         return None
-    return found[0]
+    return found.name
 
 
 def newest(capability: tuple[int, int]) -> Arch | None:

@@ -48,7 +48,7 @@ def machine_of(arch: Arch) -> Machine:
 
     device, found = device_of(arch), present()
     if device is None:
-        raise _unfit(arch, "without a GPU" if found is None else found[0], "cuda")
+        raise _unfit(arch, "without a GPU" if found is None else found.name, "cuda")
     return Machine(arch=arch, device=device, builders=cores, compiler=f"nvcc {toolkit().version}")
 
 
