@@ -87,7 +87,7 @@ def blocks(
 
 # Query heads, key heads, keys and number of blocks, knobs.
 KERNELS = [
-    (16, 1, 64, 3, Knobs(groups=3, keys=64, stages=3, resident=1, ahead=False)),
+    (16, 1, 64, 3, Knobs(groups=3, keys=64, stages=3, ahead=False)),
     (2, 2, 32, 4, Knobs(groups=2, keys=32, stages=2, ahead=False)),
     (6, 2, 128, 2, Knobs(groups=2, keys=64, stages=2, queries=2, ahead=True)),
 ]

@@ -28,8 +28,8 @@ from sparsegen.codegen.gpu.tiled_cut import (
     ROWS,
     Cut,
     clauses_of,
-    entry_words,
     key_list,
+    member_words,
     scratch_of,
 )
 from sparsegen.codegen.gpu.tiled_feed import Feed
@@ -62,7 +62,7 @@ class TiledKernel:
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
-        self.meta_words = 2 + (cut.groups * entry_words(cut) if self.listed else 0)
+        self.meta_words = 2 + (member_words(cut) if self.listed else 0)
 
     def emit(self) -> None:
         """Emit the launches: lists and counters, attention, repairs."""

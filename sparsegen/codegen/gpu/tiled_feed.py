@@ -16,6 +16,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
     SKIP,
     SURE,
     entry_words,
+    group_words,
     member_words,
 )
 from sparsegen.codegen.gpu.tma import Source
@@ -190,7 +191,7 @@ class Feed:
         assert blocks is not None
         assert start_at is not None
         assert clause.keys is not None
-        size = 1 + self.cut.groups * member_words(self.cut)
+        size = 1 + member_words(self.cut)
         words = scratch(size, "int32")
         ahead = scratch(size, "int32")
 
@@ -230,7 +231,7 @@ class Feed:
         store(kernel.meta, j, meta)
         store(kernel.meta, status, meta + 1)
         if words is not None:
-            for word in range(cut.groups * member_words(cut)):
+            for word in range(member_words(cut)):
                 store(kernel.meta, load(words, 1 + word), meta + (2 + word))
         kernel.keys_ready.expect(at.stage, keys.bytes)
         first = at.stage * (cut.keys * kernel.task.q.dim)
@@ -248,9 +249,12 @@ class Feed:
         wanted = T.And(hull.lo < end, hull.hi > j)
         sure = T.And(j >= hull.sure_lo, end <= hull.sure_hi)
         if words is not None:
-            bits = const(0, "int32")
-            for word in range(member_words(self.cut)):
-                bits = T.bitwise_or(bits, load(words, 1 + g * member_words(self.cut) + word))
+            bits, each = const(0, "int32"), group_words(self.cut)
+            for word in range(g * each, (g + 1) * each):
+                bits = T.bitwise_or(bits, load(words, 1 + word))
+            if not each:
+                mask = (2**self.cut.tokens - 1) << g * self.cut.tokens
+                bits = T.bitwise_and(load(words, 1), const(_signed(mask), "int32"))
             wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
         some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
         return T.bind(select(wanted, some, const(SKIP, "int32")))
@@ -267,3 +271,8 @@ class Feed:
                 row = cast(item.sequence.q_start, "int32") + (first + g * cut.tokens)
                 to = (self.item_at.stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
                 source.load(kernel.queries, to, barrier, T.bind(row), item.head)
+
+
+def _signed(bits: int) -> int:
+    """Return the int32 with these 32 bits."""
+    return bits - 2**32 if bits >= 2**31 else bits
