@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +22,12 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
+from sparsegen.runtime.build import toolchain
 from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
 CORE = Path(__file__).parent / "core" / "emulator.cc"
+_SOURCES = {".py", ".h", ".cc"}
 _OPTIONS = ["-std=c++17", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 
 
@@ -74,6 +77,15 @@ def compile_source(source: str, arch: Arch, path: Path) -> str:
     return "emulator"
 
 
+@cache
+def _version() -> dict[str, str]:
+    """Return what keys of the cache add, so that nobody takes an emulated kernel for another."""
+    hashes = sha256()
+    for file in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in _SOURCES):
+        hashes.update(file.read_bytes())
+    return {**toolchain(), "emulator": hashes.hexdigest()}
+
+
 class _Device(str):
     """Is a GPU, but takes tensors of the CPU."""
 
@@ -95,6 +107,7 @@ def emulated(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     stream = SimpleNamespace(synchronize=lambda: None)
     with (
         mock.patch("sparsegen.codegen.gpu.build.compile_source", compile_source),
+        mock.patch("sparsegen.runtime.build.toolchain", _version),
         mock.patch.object(kernel, "describe", described),
         mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
