@@ -1,4 +1,4 @@
-"""Write the tables of README.md: benchmarks from the committed results, support from the code.
+"""Write the tables of README.md and docs/speed.md, and plots: from committed results and the code.
 
 python -m benchmarks.readme
 """
@@ -9,7 +9,9 @@ import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from benchmarks import readme_gpu
 from benchmarks.ceiling import SIDE
 from sparsegen import arch, patterns
 from sparsegen.errors import SparsegenError
@@ -61,34 +63,14 @@ def benchmarks() -> Iterator[str]:
                     f"{needed:.0f} GFLOP/s, {needed / fma:.0%} of the peak;"
                 )
         yield "what is not named here has it."
-    for path in sorted(results.glob("gpu-*.json")):
+    for path, report in on_gpus().items():
         yield ""
-        yield from on_gpu(path)
+        yield from readme_gpu.section(report, path, ROOT)
     for path in sorted(results.glob("overhead-*.json")):
         report = json.loads(path.read_text())
         cost = report["microseconds"]["overhead"]["median"]
         yield ""
         yield f"A call costs {cost:.1f} us beside its kernel: {made(path, report['machine'])}."
-
-
-def on_gpu(path: Path) -> Iterator[str]:
-    """Yield the table of a file of results of `benchmarks.gpu`."""
-    report = json.loads(path.read_text())
-    yield (
-        f"{report['machine']}, torch {report['torch']}, {report['date']}, "
-        f"[{path.name}]({path.relative_to(ROOT)}): the attend task of DSA in bfloat16, 4096 "
-        "queries, top-k 2048, d 576/512, medians of a sustained run with the L2 cache overwritten. "
-        "FLOPs of padding do not count; the ceiling is torch's product of two 8192 x 8192 "
-        "matrices, in the same run."
-    )
-    yield ""
-    yield "| heads | keys | padding | ms | TFLOP/s | share of the ceiling |"
-    yield "|--:|--:|--:|--:|--:|--:|"
-    for r in report["workloads"]:
-        yield (
-            f"| {r['heads']} | {r['keys']} | {r['padding']:.0%} | {r['ms']:.2f} "
-            f"| {r['tflops']:.0f} | {r['share']:.0%} |"
-        )
 
 
 def made(path: Path, machine: dict[str, str]) -> str:
@@ -101,23 +83,33 @@ def made(path: Path, machine: dict[str, str]) -> str:
 
 
 def support() -> Iterator[str]:
-    """Yield the layouts in which every task of a pattern has a schedule on any CPU, and on GPUs."""
-    yield f"| pattern | | {' | '.join(LAYOUTS)} | {', '.join(GPUS)} |"
-    yield "|---|---|" + ":-:|" * (len(LAYOUTS) + 1)
+    """Yield where every task of a pattern has a schedule: by layout on any CPU, by GPU, and whose.
+
+    A GPU runs a pattern if it does so in all layouts, for every published shape.
+    """
+    yield f"| pattern | | {' | '.join(LAYOUTS)} | {' | '.join(GPUS)} | attention on {GPUS[-1]} |"
+    yield "|---|---|" + ":-:|" * (len(LAYOUTS) + len(GPUS)) + "---|"
     for name in patterns.names():
         file = patterns.path(name)
         about = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
         small = patterns.configs(name, test=True)[0]
-        found = [runs(name, small, layout, "generic") for layout in LAYOUTS]
-        models = (*patterns.configs(name), small)
-        asked = [(config, layout, gpu) for config in models for layout in LAYOUTS for gpu in GPUS]
-        found.append(all(runs(name, *x) for x in asked))
+        found = [lowered(name, small, layout, "generic") is not None for layout in LAYOUTS]
+        attends: set[str] = set()
+        for gpu in GPUS:
+            each = [lowered(name, c, x, gpu) for c in patterns.configs(name) for x in LAYOUTS]
+            each.append(lowered(name, small, LAYOUTS[0], gpu))
+            found.append(all(stems is not None for stems in each))
+            attends = {stem for stems in each[:-1] for stem in stems or ()}
         marks = " | ".join("yes" if yes else "no" for yes in found)
-        yield f"| [{name}]({file.relative_to(ROOT)}) | {about.rstrip('.')} | {marks} |"
+        by = ", ".join(sorted(attends))
+        yield f"| [{name}]({file.relative_to(ROOT)}) | {about.rstrip('.')} | {marks} | {by} |"
 
 
-def runs(name: str, config: patterns.Config, layout: Layout, target: str) -> bool:
-    """Tell whether a pattern is lowered in a layout: float32 on a CPU, bfloat16 on a GPU."""
+def lowered(name: str, config: patterns.Config, layout: Layout, target: str) -> set[str] | None:
+    """Return the schedules of a pattern's attend tasks, or None if it is not lowered in a layout.
+
+    Inputs are float32 on a CPU and bfloat16 on a GPU.
+    """
     processor = arch.get(target)
     dtype = "float32" if processor.kind == "cpu" else "bfloat16"
     program = patterns.load(name).trace(**config.hyper)
@@ -127,11 +119,12 @@ def runs(name: str, config: patterns.Config, layout: Layout, target: str) -> boo
     try:
         binding = Binding(dtype=dtype, layout=layout, page_size=page, sizes=sizes)
         plan = partition(program, binding)
-        catalog.choose_all(plan.tasks, processor)
+        choices = catalog.choose_all(plan.tasks, processor)
         describe(plan, name, processor)
     except SparsegenError:
-        return False
-    return True
+        return None
+    chosen = zip(plan.tasks, choices, strict=True)
+    return {choice.stem for task, choice in chosen if task.family == "attend"}
 
 
 def rendered(text: str) -> str:
@@ -143,6 +136,28 @@ def rendered(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
+def on_gpus() -> dict[Path, dict[str, Any]]:
+    """Return the reports of `benchmarks.gpu`."""
+    found = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
+    return {path: json.loads(path.read_text()) for path in found}
+
+
+def written() -> dict[Path, str]:
+    """Return all that is generated, by file."""
     readme = ROOT / "README.md"
-    readme.write_text(rendered(readme.read_text()))
+    reports = on_gpus()
+    speed = "\n".join(readme_gpu.page(reports, ROOT)) + "\n"
+    plots = {ROOT / "docs" / f"{path.stem}.svg": readme_gpu.plot(r) for path, r in reports.items()}
+    return {readme: rendered(readme.read_text()), ROOT / "docs" / "speed.md": speed, **plots}
+
+
+def stale() -> list[Path]:
+    """Return the plots of reports that are gone."""
+    return [p for p in (ROOT / "docs").glob("gpu-*.svg") if p not in written()]
+
+
+if __name__ == "__main__":
+    for path, text in written().items():
+        path.write_text(text)
+    for path in stale():
+        path.unlink()

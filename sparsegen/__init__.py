@@ -57,7 +57,8 @@ from sparsegen.ir.program import Program
 
 if TYPE_CHECKING:
     from sparsegen.api import compile, partition, tune
-    from sparsegen.bundle import export, load
+    from sparsegen.bundle import load
+    from sparsegen.exporting import export
     from sparsegen.oracle import reference
     from sparsegen.report import explain
     from sparsegen.runtime.catalog import Schedule
@@ -71,7 +72,7 @@ _LAZY = {
     "Schedule": "sparsegen.runtime.catalog",
     "compile": "sparsegen.api",
     "explain": "sparsegen.report",
-    "export": "sparsegen.bundle",
+    "export": "sparsegen.exporting",
     "load": "sparsegen.bundle",
     "partition": "sparsegen.api",
     "reference": "sparsegen.oracle",

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sparsegen import arch as archs
 from sparsegen.arch import Arch
 from sparsegen.dsl.pattern import Hyper, Pattern
 from sparsegen.errors import BindingError, InputError, did_you_mean
@@ -16,6 +15,7 @@ from sparsegen.lowering.binding import DTYPES, LAYOUTS, Binding, Layout
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.plan import Plan
 from sparsegen.lowering.resolve import sizes_of
+from sparsegen.runtime.targets import arch_of, described
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sparsegen.runtime.kernel import Kernel
     from sparsegen.tuning.result import TuneResult
 
-__all__ = ["Request", "arch_of", "compile", "partition", "program_of", "tune"]
+__all__ = ["Request", "arch_of", "compile", "described", "partition", "program_of", "tune"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,10 @@ class Specialising:
         if key not in self._kernels:
             self._kernels[key] = _build(self.request, sizes)
         return self._kernels[key]
+
+    def warm_up(self, *args: Any, **keywords: Any) -> None:
+        """Compile for the sizes of these tensors where that is new, and see `Kernel.warm_up`."""
+        self.specialise(*args, **keywords).warm_up(*args, **keywords)
 
     def __repr__(self) -> str:
         binding = self.request.binding
@@ -248,64 +252,17 @@ def _plain(hyper: dict[str, Any]) -> dict[str, Hyper]:
     return hyper
 
 
-def arch_of(target: str) -> Arch:
-    """Return the architecture a target names: "cpu" is this machine's, "cuda" the GPU's present.
-
-    "cuda:sm_90", "sm_90" and "sm_90a" name a GPU's, which need not be here.
-
-    Raises:
-        BindingError: there is no such architecture, or this machine cannot run its code.
-    """
-    found = described(target)
-    if target not in ("cpu", "cuda") and (reason := archs.unfit(found)):
-        raise BindingError(
-            f"target={target!r}: {reason}", hint="compile on such a machine, or for target='cpu'"
-        )
-    return found
-
-
-def described(target: str) -> Arch:
-    """Return the architecture a target names, also of a CPU that is not this machine's.
-
-    Raises:
-        BindingError: there is no such architecture.
-    """
-    if target == "cpu":
-        return archs.host()
-    if target == "cuda":
-        return _gpu_present()
-    name = target.removeprefix("cuda:")
-    return archs.get(name.rstrip("af") if name.startswith("sm_") else name)
-
-
-def _gpu_present() -> Arch:
-    from sparsegen.runtime.gpu import newest, present
-
-    known = [name for name in archs.names() if archs.get(name).kind == "cuda"]
-    way_out = f"name the GPU to compile for: target={' or '.join(map(repr, known))}"
-    found = present()
-    if found is None:
-        raise BindingError(
-            "target='cuda' means the GPU of this machine, and torch sees none",
-            hint=f"install torch for CUDA and a driver, or {way_out}",
-        )
-    name, capability = found
-    arch = newest(capability)
-    if arch is None:
-        raise BindingError(
-            f"target='cuda': {name} has compute capability {capability[0]}.{capability[1]}, "
-            "which no architecture here fits",
-            hint=f"the oldest supported is sm_80; to compile for another GPU, {way_out}",
-        )
-    return arch
-
-
 def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
     plan = request.plan(sizes)
-    overrides = recorded(plan, request.arch) if request.schedule is None else request.schedule
-    return compile_plan(plan, request.arch, overrides)
+    overrides = overrides_of(plan, request.arch, request.schedule)
+    return compile_plan(plan, request.arch, overrides, request.schedule)
+
+
+def overrides_of(plan: Plan, arch: Arch, asked: Overrides) -> Overrides:
+    """Return the schedules asked for, or else those that are recorded."""
+    return recorded(plan, arch) if asked is None else asked
 
 
 def recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:

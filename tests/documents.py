@@ -1,8 +1,8 @@
 """Run the code of the documentation: Python blocks in order, each compared with what it shows.
 
-A fence ``` ```python ``` is run; with the word `kernel` behind it, it needs a compiler, and with
-`file=NAME` it is written to that file instead. The fence ``` ```text ``` right below a block holds
-its output, where `...` stands for anything.
+A fence ``` ```python ``` is run; with the word `kernel` behind it, it needs a compiler, with `gpu`
+it needs a CUDA device as well, and with `file=NAME` it is written to that file instead. The fence
+``` ```text ``` right below a block holds its output, where `...` stands for anything.
 """
 
 import contextlib
@@ -39,6 +39,11 @@ class Block:
         return "kernel" in self.words
 
     @property
+    def gpu(self) -> bool:
+        """Tell whether it needs a CUDA device."""
+        return "gpu" in self.words
+
+    @property
     def file(self) -> str | None:
         """Return the file it is written to."""
         return next((w.removeprefix("file=") for w in self.words if w.startswith("file=")), None)
@@ -62,8 +67,10 @@ def blocks(document: Path) -> Iterator[Block]:
         yield Block(words[1:], fence[2], text.count("\n", 0, fence.start()) + 1, output)
 
 
-def run(document: Path, folder: Path, *, kernels: bool) -> None:
-    """Run the blocks of a document in `folder`; without `kernels`, leave out those that need one.
+def run(document: Path, folder: Path, *, kernels: bool, gpu: bool = False) -> None:
+    """Run the blocks of a document in `folder`.
+
+    Without `kernels`, those that need one are left out, and without `gpu`, those that need a GPU.
 
     Errors of a pattern speak of `example.py` and count lines from the start of the block.
     """
@@ -73,7 +80,7 @@ def run(document: Path, folder: Path, *, kernels: bool) -> None:
             if block.file is not None:
                 Path(block.file).parent.mkdir(parents=True, exist_ok=True)
                 Path(block.file).write_text(block.text)
-            elif kernels or not block.kernel:
+            elif (kernels or not block.kernel) and (gpu or not block.gpu):
                 _run(block, scope, f"{document.name}:{block.line}")
 
 

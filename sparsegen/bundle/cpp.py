@@ -46,16 +46,23 @@ class CppTensor:
 
 
 @dataclass(frozen=True)
+class CppLibrary:
+    """A library, what it is for, and the features that it needs of a processor."""
+
+    arch: str
+    file: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CppPage:
     """Everything the C++ templates may mention."""
 
     name: str
     layout: str
     dtype: str
-    arch: str
     ffi: str
-    library: str
-    features: tuple[str, ...]
+    libraries: tuple[CppLibrary, ...]
     page: int
     step: int
     query: str
@@ -67,10 +74,15 @@ class CppPage:
     places: tuple[int, ...]
 
 
-def describe_cpp(
-    spec: Spec, *, dtype: str, arch: str, ffi: str, library: str, features: tuple[str, ...]
-) -> CppPage:
-    """Return what the header and the example of a CPU kernel are rendered from."""
+def describe_cpp(spec: Spec, *, dtype: str, ffi: str, libraries: tuple[CppLibrary, ...]) -> CppPage:
+    """Return what the header and the example of a CPU kernel are rendered from.
+
+    Args:
+        spec: of any of the libraries.
+        dtype: of the binding.
+        ffi: the version of tvm-ffi.
+        libraries: those to choose from, the most demanding first.
+    """
     place = {t.name: n for n, t in enumerate((*spec.inputs, *spec.buffers))}
     tensors = result_tensors(spec)
     empty = {"o": "zero", "lse": "minus_infinity", "indices": "minus_one"}
@@ -88,8 +100,8 @@ def describe_cpp(
         for tensor, result in zip(tensors, spec.results, strict=True)
     )
     return CppPage(
-        name=spec.name, layout=spec.layout, dtype=dtype, arch=arch, ffi=ffi, library=library,
-        features=features, page=spec.page, step=spec.step, query=spec.query, key=spec.key,
+        name=spec.name, layout=spec.layout, dtype=dtype, ffi=ffi, libraries=libraries,
+        page=spec.page, step=spec.step, query=spec.query, key=spec.key,
         inputs=tuple(_input(spec, t) for t in spec.inputs),
         buffers=tuple(_buffer(t) for t in spec.buffers),
         results=results,

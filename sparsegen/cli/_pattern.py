@@ -11,8 +11,8 @@ from sparsegen.errors import BindingError, did_you_mean
 from sparsegen.lowering.binding import DTYPES, LAYOUTS
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what names a bound pattern."""
+def add_arguments(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    """Declare what names a bound pattern, for one target or several."""
     parser.add_argument(
         "pattern", metavar="PATTERN", help="a shipped pattern, or FILE.py:NAME of your own"
     )
@@ -22,7 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--config", metavar="NAME", help="a shape the pattern comes with; --sizes overrides it"
     )
-    parser.add_argument("--target", default="cpu", help="cpu (this machine) or an architecture")
+    more = ", or several with commas between" if several else ""
+    parser.add_argument(
+        "--target", default="cpu", help=f"cpu (this machine), cuda or an architecture{more}"
+    )
     parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--layout", default="sequence", choices=LAYOUTS)
     parser.add_argument("--page-size", type=int, default=0, metavar="KEYS")

@@ -10,14 +10,13 @@ HELP = "write a compiled pattern as a bundle that needs neither sparsegen nor TV
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sparsegen export`."""
-    _pattern.add_arguments(parser)
+    _pattern.add_arguments(parser, several=True)
     parser.add_argument("folder", type=Path, help="an empty or new folder")
 
 
 def run(args: argparse.Namespace) -> int:
     """Compile, export and print the folder."""
-    from sparsegen.api import compile
-    from sparsegen.bundle import export
+    from sparsegen.exporting import export
 
     request = _pattern.request(args)
     program = request["pattern"].program
@@ -26,5 +25,6 @@ def run(args: argparse.Namespace) -> int:
         for letter, size in request["sizes"].items()
         if letter not in (program.query, program.key)
     }
-    print(export(compile(**request), args.folder))
+    kernel, target = request.pop("pattern"), request.pop("target").split(",")
+    print(export(kernel, args.folder, target, **request))
     return 0

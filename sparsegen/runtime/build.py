@@ -42,6 +42,10 @@ class Built:
     schedules: Mapping[str, Schedule]
     toolchain: Mapping[str, str]
     scratch: Mapping[str, tuple[TensorSpec, ...]]
+    codes: tuple[str, ...] = ()
+    """Of a library for GPUs: what it holds; see `codegen.gpu.build.codes_of`."""
+    shared: int = 0
+    """Bytes of shared memory that a block of it takes."""
 
 
 def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
@@ -58,20 +62,29 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
     key = key_of(plan, arch, overrides)
 
     def compile_into(path: Path) -> Mapping[str, Any]:
-        _refuse_without_jit(plan, arch)
+        refuse_without_jit(plan, arch)
         choices = catalog.choose_all(plan.tasks, arch, overrides)
         named = dict(zip((task.name for task in plan.tasks), choices, strict=True))
         start = time.perf_counter()
         log.info("compiling %s for %s: %s", plan.program.name, arch.name, _told(named))
-        compiler = compile_tasks(plan, arch, choices, path)
+        made = compile_tasks(plan, arch, choices, path)
         log.info("compiled %s in %.2f s", plan.program.name, time.perf_counter() - start)
-        return {
-            "schedules": {name: _plain(choice.schedule) for name, choice in named.items()},
-            "scratch": {t.name: _scratch(t, named[t.name], arch) for t in plan.tasks},
-            "toolchain": {**toolchain(), **compiler},
-        }
+        return notes_of(plan, arch, choices) | made
 
-    library, notes = cache.get_or_build(key, compile_into)
+    return read(key, *cache.get_or_build(key, compile_into))
+
+
+def notes_of(plan: Plan, arch: Arch, choices: Sequence[Choice]) -> dict[str, Any]:
+    """Return what a library's entry in the cache says of the schedules in it, as plain data."""
+    pairs = list(zip(plan.tasks, choices, strict=True))
+    return {
+        "schedules": {task.name: _plain(choice.schedule) for task, choice in pairs},
+        "scratch": {task.name: _scratch(task, choice, arch) for task, choice in pairs},
+    }
+
+
+def read(key: str, library: Path, notes: Mapping[str, Any]) -> Built:
+    """Return a library of the cache."""
     schedules = {
         name: Schedule(stem, **knobs) for name, (stem, knobs) in notes["schedules"].items()
     }
@@ -79,11 +92,13 @@ def build(plan: Plan, arch: Arch, overrides: Overrides = None) -> Built:
         name: tuple(map(TensorSpec.from_json, tensors))
         for name, tensors in notes["scratch"].items()
     }
-    return Built(library, key, schedules, notes["toolchain"], scratch)
+    return Built(
+        library, key, schedules, notes["toolchain"], scratch, tuple(notes["codes"]), notes["shared"]
+    )
 
 
-def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> dict[str, str]:
-    """Compile the tasks of a plan into the library `path`; return the compiler's version.
+def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path) -> dict[str, Any]:
+    """Compile the tasks of a plan into the library `path`; return what `read` reads of it.
 
     Raises:
         CompileError: TVM, LLVM, nvcc or the linker failed.
@@ -91,15 +106,44 @@ def compile_tasks(plan: Plan, arch: Arch, choices: Sequence[Choice], path: Path)
     # TVM takes seconds to import, and a cached kernel does not need it.
     from sparsegen.codegen import tvm
 
-    modules = [
-        _applied(task, choice, arch) for task, choice in zip(plan.tasks, choices, strict=True)
-    ]
     if arch.kind == "cuda":
-        from sparsegen.codegen.gpu.build import compile_source
+        return compile_cuda(source_of(plan, arch, choices), [arch], path)
+    tvm.build(_module(plan, arch, choices), arch, path)
+    return {"toolchain": toolchain() | {"llvm": tvm.llvm_version()}, "codes": [], "shared": 0}
 
-        return {"nvcc": compile_source(tvm.cuda_source(tvm.merge(modules), arch), arch, path)}
-    tvm.build(tvm.merge(modules), arch, path)
-    return {"llvm": tvm.llvm_version()}
+
+def compile_cuda(
+    source: str, archs: Sequence[Arch], path: Path, portable: bool = False
+) -> dict[str, Any]:
+    """Compile one source for several GPUs into the library `path`; return what `read` reads of it.
+
+    Raises:
+        CompileError: nvcc failed.
+    """
+    from sparsegen.codegen.gpu.build import codes_of, compile_source, launches
+
+    codes = codes_of(archs, source, portable)
+    made = toolchain() | {"nvcc": compile_source(source, archs[0], path, codes)}
+    shared = max(launches(source).values(), default=0)
+    return {"toolchain": made, "codes": list(codes), "shared": shared}
+
+
+def source_of(plan: Plan, arch: Arch, choices: Sequence[Choice]) -> str:
+    """Return the CUDA source of a plan.
+
+    Raises:
+        CompileError: a schedule or TVM failed.
+    """
+    from sparsegen.codegen import tvm
+
+    return tvm.cuda_source(_module(plan, arch, choices), arch)
+
+
+def _module(plan: Plan, arch: Arch, choices: Sequence[Choice]) -> Any:
+    from sparsegen.codegen import tvm
+
+    pairs = zip(plan.tasks, choices, strict=True)
+    return tvm.merge([_applied(task, choice, arch) for task, choice in pairs])
 
 
 def _scratch(task: Task, choice: Choice, arch: Arch) -> list[dict[str, Any]]:
@@ -122,7 +166,12 @@ def _applied(task: Task, choice: Choice, arch: Arch) -> Any:
         ) from error
 
 
-def _refuse_without_jit(plan: Plan, arch: Arch) -> None:
+def refuse_without_jit(plan: Plan, arch: Arch) -> None:
+    """Refuse to compile where $SPARSEGEN_NO_JIT forbids it.
+
+    Raises:
+        CompileError: it does.
+    """
     if os.environ.get("SPARSEGEN_NO_JIT") == "1":
         raise CompileError(
             f"{plan.program.name} for {arch.name} is not in the cache {cache.root()}, "
@@ -153,9 +202,9 @@ def key_of(plan: Plan, arch: Arch, overrides: Overrides = None) -> str:
         "schedules": catalog.to_json(overrides),
         "arch": [arch.name, arch.kind, sorted(arch.features), dict(arch.target)],
         "toolchain": toolchain(),
-        "sources": [_sources(), *(_digest(path.read_bytes()) for path in _extra_schedules())],
+        "sources": [_sources(), *(digest(path.read_bytes()) for path in _extra_schedules())],
     }
-    return _digest(json.dumps(parts, sort_keys=True).encode())
+    return digest(json.dumps(parts, sort_keys=True).encode())
 
 
 def toolchain() -> dict[str, str]:
@@ -169,7 +218,7 @@ def _sources() -> str:
     hashes = hashlib.sha256()
     for package in _SOURCES:
         for name, file in sorted(_python_files(files(package), package)):
-            hashes.update(f"{name}\0{_digest(file.read_bytes())}\n".encode())
+            hashes.update(f"{name}\0{digest(file.read_bytes())}\n".encode())
     for name in _TEMPLATES:
         hashes.update(files("sparsegen.templates").joinpath(name).read_bytes())
     return hashes.hexdigest()
@@ -189,5 +238,6 @@ def _extra_schedules() -> list[Path]:
     return [path for path in catalog.files().values() if path.parent != Path(str(shipped))]
 
 
-def _digest(data: bytes) -> str:
+def digest(data: bytes) -> str:
+    """Return the sha256 of data, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()

@@ -21,7 +21,12 @@ from sparsegen.runtime.standalone.spec import (
 
 
 def describe(
-    plan: Plan, op: str, arch: Arch, scratch: Mapping[str, tuple[TensorSpec, ...]] | None = None
+    plan: Plan,
+    op: str,
+    arch: Arch,
+    scratch: Mapping[str, tuple[TensorSpec, ...]] | None = None,
+    codes: tuple[str, ...] = (),
+    shared: int = 0,
 ) -> Spec:
     """Return the specification of a plan.
 
@@ -30,6 +35,8 @@ def describe(
         op: the name its torch operator gets.
         arch: what it is compiled for.
         scratch: the memory that schedules take beside the buffers of their task, by task.
+        codes: what its library holds for GPUs.
+        shared: bytes of shared memory that a block takes.
 
     Raises:
         UnsupportedError: a result has rows that the binding's layout cannot show.
@@ -76,7 +83,8 @@ def describe(
         ),
         results=tuple(ResultSpec(buffer=r.buffer.name, what=r.what) for r in plan.results),
         device=arch.kind,
-        capability=str(arch.target["arch"]) if arch.kind == "cuda" else "",
+        codes=codes,
+        shared=shared,
     )
 
 

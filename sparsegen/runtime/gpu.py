@@ -6,18 +6,16 @@ import torch
 
 from sparsegen import arch as archs
 from sparsegen.arch import Arch
-from sparsegen.runtime.standalone.spec import runs
+from sparsegen.runtime.standalone.gpu import Gpu, gpu, rank
 
 
-def present() -> tuple[str, tuple[int, int]] | None:
-    """Return the name and compute capability of torch's current GPU; None if it sees none."""
-    if not torch.cuda.is_available():
-        return None
-    return torch.cuda.get_device_name(), torch.cuda.get_device_capability()
+def present() -> Gpu | None:
+    """Return torch's current GPU; None if it sees none."""
+    return gpu() if torch.cuda.is_available() else None
 
 
 def newest(capability: tuple[int, int]) -> Arch | None:
     """Return the newest architecture whose code a GPU of a compute capability runs, or None."""
     known = [arch for arch in map(archs.get, archs.names()) if arch.kind == "cuda"]
-    found = [arch for arch in known if runs(str(arch.target["arch"]), capability)]
+    found = [arch for arch in known if rank("sm_{}{}".format(*arch.capability), capability)]
     return max(found, key=lambda arch: arch.capability, default=None)

@@ -16,6 +16,7 @@ from sparsegen.runtime.describe import describe
 from sparsegen.runtime.standalone.errors import Errors
 from sparsegen.runtime.standalone.load import load_library
 from sparsegen.runtime.standalone.runner import Runner
+from sparsegen.runtime.standalone.spec import Spec
 
 ERRORS = Errors(input=InputError, unsupported=UnsupportedError, bundle=BundleError)
 
@@ -46,13 +47,14 @@ class Kernel(Runner):
         UnsupportedError: an input requires a gradient, and gradients are enabled.
     """
 
-    def __init__(self, plan: Plan, arch: Arch, built: Built) -> None:
-        spec = describe(plan, op_name(plan, built), arch, built.scratch)
+    def __init__(self, plan: Plan, arch: Arch, built: Built, asked: Overrides = None) -> None:
+        spec = specify(plan, arch, built)
         load = functools.partial(load_library, built.library, ERRORS)
         super().__init__(spec, load() if arch.kind == "cpu" else load, ERRORS)
         self.plan = plan
         self.arch = arch
         self.built = built
+        self.asked = asked
 
     @property
     def library(self) -> Path:
@@ -72,18 +74,27 @@ class Kernel(Runner):
         )
 
 
-def compile_plan(plan: Plan, arch: Arch, overrides: Overrides = None) -> Kernel:
+def compile_plan(
+    plan: Plan, arch: Arch, overrides: Overrides = None, asked: Overrides = None
+) -> Kernel:
     """Return the kernel of a plan, from the cache or newly compiled.
 
     Args:
         plan: what `partition` made.
         arch: the processor to compile for; it must be this machine's or less.
         overrides: one schedule, or schedules by task name or by family.
+        asked: those among them that the user asked for, whatever the processor.
 
     Raises:
         UnsupportedError, BindingError, CompileError, CacheError: see `build`.
     """
-    return Kernel(plan, arch, build(plan, arch, overrides))
+    return Kernel(plan, arch, build(plan, arch, overrides), asked)
+
+
+def specify(plan: Plan, arch: Arch, built: Built) -> Spec:
+    """Return what a built plan takes, allocates, runs and returns."""
+    name = op_name(plan, built)
+    return describe(plan, name, arch, built.scratch, built.codes, built.shared)
 
 
 def op_name(plan: Plan, built: Built) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from tvm_ffi import libinfo
 from schedules import attend_sm90
 from sparsegen import arch as archs
 from sparsegen import patterns
-from sparsegen.codegen.gpu.build import code_options, run, toolkit
+from sparsegen.codegen.gpu.build import code_options, program, run, toolkit
 from sparsegen.codegen.tvm import cuda_source
 from sparsegen.errors import CompileError
 from sparsegen.lowering.binding import Binding
@@ -86,7 +85,7 @@ def test_nothing_spills(options: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_multiplies_on_tensor_cores(tmp_path: Path) -> None:
-    dump = shutil.which("cuobjdump")
+    dump = program("cuobjdump")
     if dump is None:
         pytest.skip("cuobjdump, which reads binaries, is not installed")
     cubin, _ = built(task(), tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import sparsegen as sg
-from sparsegen import patterns
+from sparsegen import arch, patterns
 from sparsegen.runtime.standalone.checks import leading
 
 CMAKE = Path(cmake.CMAKE_BIN_DIR) / "cmake"
@@ -131,3 +131,30 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("causal(): argument 'v' has shape [4,"), done.stdout
     assert "S is 5 elsewhere" in done.stdout
+
+
+def test_the_header_chooses_a_library(tmp_path: Path) -> None:
+    host = arch.host().name
+    if host == "generic":
+        pytest.skip("this CPU is as any other")
+    config = patterns.configs("causal", test=True)[0]
+    sizes = {k: v for k, v in config.sizes.items() if k not in "TS"}
+    folder = sg.export("causal", tmp_path / "bundle", ["generic", host], sizes=sizes)
+    header = folder / "cpp" / "causal.h"
+    text = header.read_text()
+    assert f"layout sequence, float32, for {host}, generic.\n" in text
+    best = f'{{"{host}", "kernel-{host}.so", {{'
+    assert text.count(best) == 1
+    # The first library that the processor runs is loaded, and no other.
+    for name, edited in ((host, text), ("generic", text.replace(best, best + '"nope", '))):
+        header.write_text(edited)
+        example = build(folder)
+        other = folder / f"kernel-{host if name == 'generic' else 'generic'}.so"
+        other.rename(folder / "aside")
+        done = subprocess.run([example, tmp_path], capture_output=True, text=True)
+        (folder / "aside").rename(other)
+        assert done.returncode == 0, done.stderr
+    header.write_text(edited.replace('"generic", "kernel-generic.so", {', '"generic", "", {"none"'))
+    done = subprocess.run([build(folder)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert f"no code for this processor: {host} needs nope; generic needs none" in done.stderr

@@ -95,8 +95,8 @@ def test_damaged_manifests_are_refused(bundle: Path) -> None:
     with pytest.raises(BundleError, match="is not JSON"):
         sg.load(bundle)
     (bundle / MANIFEST).write_text(text)
-    spec = json.loads(text)["spec"]
-    edit(bundle, sealed=False, spec={**spec, "page": 7})
+    library = json.loads(text)["libraries"][0]
+    edit(bundle, sealed=False, libraries=[{**library, "spec": {**library["spec"], "page": 7}}])
     with pytest.raises(BundleError, match=r"content of manifest\.json was changed"):
         sg.load(bundle)
     (bundle / MANIFEST).unlink()
@@ -139,6 +139,25 @@ def test_bad_calls_say_what_is_wrong(case: Any) -> None:
         kernel(**{**inputs, "q": inputs["q"].transpose(0, 1).contiguous().transpose(0, 1)})
     with pytest.raises(UnsupportedError, match="no backward yet"):
         kernel(**{**inputs, "q": inputs["q"].clone().requires_grad_()})
+
+
+def test_a_later_call_is_checked_like_the_first(case: Any) -> None:
+    kernel, inputs = case
+    want = kernel(**inputs)
+    for name, x in inputs.items():
+        for wrong, says in (
+            (x.double(), r"expected torch\.float32"),
+            (x.transpose(0, 1).contiguous().transpose(0, 1), "expected contiguous memory"),
+            (x.new_empty(x.numel() * 4 + 1).view(torch.uint8)[1 : 1 + x.numel() * 4], "uint8"),
+            (x.to("meta"), "is on meta"),
+            (x.to_sparse(), "expected a dense tensor"),
+        ):
+            with pytest.raises(InputError, match=says):
+                kernel(**{**inputs, name: wrong})
+    assert torch.equal(kernel(**inputs), want)
+    kernel.warm_up(**inputs)
+    kernel.warm_up()
+    assert torch.equal(kernel(**inputs), want)
 
 
 def test_the_operator_passes_opcheck_and_compiles(case: Any) -> None:

@@ -1,7 +1,8 @@
-"""GPU kernels of published shapes, compiled for every architecture: what ptxas says of them.
+"""GPU kernels of published shapes, compiled for every architecture: what is in the binaries.
 
-The snapshots hold registers, shared memory and tensor instructions of each kernel. Registers are
-those of one release of nvcc: with another one only spills are looked for.
+The snapshots hold registers, shared memory and, as the binary has them, the instructions of tensor
+cores and of copies to shared memory. They are those of one release of nvcc: with another one only
+spills and the kinds of instructions are looked at.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sparsegen import arch, partition, patterns
 from sparsegen.codegen import tvm
-from sparsegen.codegen.gpu.build import code_options, run, toolkit
+from sparsegen.codegen.gpu.build import code_options, launches, program, run, toolkit
 from sparsegen.errors import CompileError
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.plan import Plan
@@ -31,10 +31,11 @@ ARCHS = [name for name in arch.names() if arch.get(name).kind == "cuda"]
 CASES = [
     ("causal", "llama-3-8b", ARCHS),
     ("dsa", "deepseek-v3.2", ARCHS),
-    ("nsa", "nsa-27b", ["sm_80", "sm_90", "sm_120"]),
-    ("mla_decode", "deepseek-v3", ["sm_80", "sm_90"]),
+    ("nsa", "nsa-27b", ARCHS),
+    ("mla_decode", "deepseek-v3", ARCHS),
 ]
-INSTRUCTIONS = ("mma.sync", "wgmma.mma_async", "ldmatrix", "cp.async.cg", "cp.async.bulk.tensor")
+# Products of warpgroups and of warps, loads of matrices, copies of threads and of the copy engine.
+INSTRUCTIONS = ("HGMMA", "HMMA", "LDSM", "LDGSTS", "UTMALDG")
 
 
 def test_every_schedule_is_compiled() -> None:
@@ -55,27 +56,34 @@ def test_resources(
         kit = toolkit()
     except CompileError as error:
         pytest.skip(str(error))
+    dump = program("cuobjdump")
+    if dump is None:
+        pytest.skip("cuobjdump, which reads binaries, is not installed")
     gpu = arch.get(target)
     plan, choices = chosen(name, config, gpu)
     modules = [c.module.apply(t, c.knobs, gpu) for t, c in zip(plan.tasks, choices, strict=True)]
     source = tmp_path / "kernel.cu"
     source.write_text(tvm.cuda_source(tvm.merge(modules), gpu).partition("#include <tvm/ffi/")[0])
-    cubin, ptx = tmp_path / "kernel.cubin", tmp_path / "kernel.ptx"
+    cubin = tmp_path / "kernel.cubin"
     options = [str(kit.nvcc), *code_options(gpu), "-O3", "-std=c++17", "-w"]
     options += [f"-I{p}" for p in kit.includes]
     said = run([*options, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin)], source.name)
-    code = f"--gpu-architecture=compute_{gpu.target['arch'].removeprefix('sm_')}"
-    run([str(kit.nvcc), code, *options[3:], "-ptx", str(source), "-o", str(ptx)], source.name)
-    lines, shared = [], launches(gpu, modules)
+    mix = instructions(run([str(dump), "-sass", str(cubin)], cubin.name))
+    schedules = {t.name: c.schedule.name for t, c in zip(plan.tasks, choices, strict=True)}
+    lines, shared = [], launches(tvm.cuda_source(tvm.merge(modules), gpu))
     for kernel, used in resources(said).items():
         # A few values that wait for the outputs may be spilled, where 512 columns take registers.
         assert used["spill"] <= SPILLS, f"{kernel} spills {used['spill']} bytes"
-        found = instructions(ptx.read_text(), kernel)
-        mix = ", ".join(f"{n} {found[n]}" for n in INSTRUCTIONS if found[n])
+        told = ", ".join(f"{n} {mix[kernel][n]}" for n in INSTRUCTIONS if mix[kernel][n])
         lines.append(
             f"{kernel}: {used['registers']} registers, {used['spill']} bytes spilled, "
-            f"{shared[kernel]} bytes shared; {mix or 'no tensor cores'}"
+            f"{shared[kernel]} bytes shared; {told or 'no tensor cores'}"
         )
+        if kernel.startswith("attend"):
+            # Lists of keys are multiplied by warpgroups on Hopper.
+            group = schedules[kernel.removesuffix("_kernel")] == "attend_sm90"
+            assert mix[kernel]["HGMMA" if group else "HMMA"] > 0, told
+            assert mix[kernel]["LDGSTS"] + mix[kernel]["UTMALDG"] > 0, told
     if kit.version.startswith(RELEASE):
         snapshot("\n".join(sorted(lines)))
 
@@ -87,18 +95,6 @@ def chosen(name: str, config: str, gpu: arch.Arch) -> tuple[Plan, tuple[catalog.
     sizes = sizes_of(program, letters(program, dict(shape.sizes)))
     plan = partition(program, Binding(dtype="bfloat16", sizes=tuple(sorted(sizes.items()))))
     return plan, catalog.choose_all(plan.tasks, gpu)
-
-
-def launches(gpu: arch.Arch, modules: list[Any]) -> dict[str, int]:
-    """Return the dynamic shared memory that each kernel is launched with."""
-    text = tvm.cuda_source(tvm.merge(modules), gpu)
-    found, start = {}, 0
-    for launch in re.finditer(r"tvm_cuda_host_launch\(::(\w+)", text):
-        before, start = text[start : launch.start()], launch.end()
-        bytes_ = re.search(r"dynamicSmemBytes = (\w+);", before)
-        value = bytes_ and re.search(rf"auto {bytes_[1]} = (\d+);", before)
-        found[launch[1]] = int(value[1]) if value else 0
-    return found
 
 
 def resources(said: str) -> dict[str, dict[str, int]]:
@@ -115,7 +111,10 @@ def resources(said: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def instructions(ptx: str, kernel: str) -> Counter[str]:
-    """Count instructions of a kernel."""
-    body = ptx.split(f".entry {kernel}(")[1].split(".entry ")[0]
-    return Counter({n: len(re.findall(rf"\b{re.escape(n)}\b", body)) for n in INSTRUCTIONS})
+def instructions(code: str) -> dict[str, Counter[str]]:
+    """Count the instructions of each kernel in what cuobjdump prints of a binary."""
+    found = {}
+    for part in code.split("Function : ")[1:]:
+        words = re.findall(r"/\*[0-9a-f]+\*/ +(?:@\S+ +)?([A-Z0-9]+)[. ]", part)
+        found[part.split(maxsplit=1)[0]] = Counter(words)
+    return found

@@ -23,6 +23,7 @@ from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
 from sparsegen.runtime.build import toolchain
+from sparsegen.runtime.standalone.gpu import Gpu
 from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
@@ -71,7 +72,7 @@ def build(source: str, path: Path) -> None:
         run(command, path.name)
 
 
-def compile_source(source: str, arch: Arch, path: Path) -> str:
+def compile_source(source: str, arch: Arch, path: Path, codes: Any = None) -> str:
     """Do what `sparsegen.codegen.gpu.build.compile_source` does, for the emulator."""
     build(translate(source + render(Support())), path)
     return "emulator"
@@ -104,12 +105,13 @@ def emulated(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
         spec = describe(*args)
         return replace(spec, device=_Device(spec.device)) if spec.device == "cuda" else spec
 
+    found = Gpu("cuda:0", "an emulator", capability)
     stream = SimpleNamespace(synchronize=lambda: None)
     with (
         mock.patch("sparsegen.codegen.gpu.build.compile_source", compile_source),
         mock.patch("sparsegen.runtime.build.toolchain", _version),
         mock.patch.object(kernel, "describe", described),
-        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
+        mock.patch("sparsegen.runtime.standalone.device.gpu", return_value=found),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),
         mock.patch.object(torch.cuda, "current_stream", return_value=stream),
     ):

@@ -264,6 +264,7 @@ _TABLE: tuple[tuple[str, _Emit], ...] = (
     (r"cp\.async\.bulk\.wait_group(?:\.read)?", _named("bulk_wait")),
     (r"cp\.async\.bulk\.prefetch\..*|prefetch.*|discard\..*", _nothing),
     (r"ex2\.approx\.ftz\.f32", _named("exp2_flushed")),
+    (r"fma\.rn\.f32", _written("{0} = std::fma({1}, {2}, {3});")),
     (r"redux\.sync\.(\w+)\.\w+", lambda found, one: one.call(f"redux_{found[1]}")),
     (r"(?P<kind>ld|st)(?:\.\w+(?:::\w+)?)*?(?:\.v(?P<lanes>[248]))?\.(?P<type>[busf]\d+)", _moved),
     (r"setp\.(\w+)\.\w+", _compared),

@@ -50,8 +50,8 @@ LAYOUTS = [
 
 @contextmanager
 def guarded(poison: int) -> Iterator[Callable[[], None]]:
-    """Let torch.empty return memory full of a byte, between guards; yields what checks these."""
-    empty, taken = torch.empty, []
+    """Let torch allocate memory full of a byte, between guards; yields what checks these."""
+    empty, like, taken = torch.empty, torch.empty_like, []
 
     def allocate(*shape: Any, dtype: torch.dtype, device: Any, **rest: Any) -> torch.Tensor:
         shape = tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
@@ -66,11 +66,14 @@ def guarded(poison: int) -> Iterator[Callable[[], None]]:
             guards = torch.cat([whole[:GUARD], whole[GUARD + size :]])
             assert bool((guards == poison).all()), "written outside of an allocation"
 
-    torch.empty = allocate
+    def allocate_like(model: torch.Tensor) -> torch.Tensor:
+        return allocate(*model.shape, dtype=model.dtype, device=model.device)
+
+    torch.empty, torch.empty_like = allocate, allocate_like
     try:
         yield check
     finally:
-        torch.empty = empty
+        torch.empty, torch.empty_like = empty, like
 
 
 def run(case: Case, repeats: int = REPEATS) -> list[torch.Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -20,6 +21,9 @@ from sparsegen.errors import CompileError
 
 # What a source that encodes tensor maps calls of the driver, which machines without a GPU lack.
 _DRIVER = ("cuTensorMapEncodeTiled", "cuTensorMapReplaceAddress", "cuGetErrorString")
+_HOME = Path("/usr/local/cuda")
+# How instructions start that only code for one GPU may have.
+_OF_ONE_GPU = ("wgmma.", "setmaxnreg.", "tcgen05.")
 _STUB = "".join(f"int {name}() {{ return 0; }}\n" for name in _DRIVER)
 
 
@@ -31,6 +35,8 @@ class Support:
 
     threads: int = 256
     """Threads of the block that fills the metadata."""
+    kernels: tuple[str, ...] = ()
+    """The kernels of the source, to be loaded on demand."""
 
 
 @dataclass(frozen=True)
@@ -55,24 +61,30 @@ def toolkit() -> Toolkit:
     Raises:
         CompileError: there is none.
     """
-    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
-    places = [Path(home) / "bin" / "nvcc" for home in homes if home]
-    if found := shutil.which("nvcc"):
+    place = program("nvcc")
+    if place is None:
+        raise CompileError(
+            "compiling for a GPU needs nvcc, the CUDA compiler, and there is none here",
+            hint="install a CUDA toolkit and set CUDA_HOME, or run `pip install nvidia-cuda-nvcc "
+            "nvidia-cuda-runtime nvidia-cuda-cccl`; kernels exported elsewhere with sg.export() "
+            "need no compiler",
+        )
+    root = place.parents[1]
+    if root not in _packages():
+        return Toolkit(place)
+    libraries = tuple(p for p in (root / "lib", root / "lib64") if p.is_dir())
+    return Toolkit(place, (root / "include",), libraries)
+
+
+def program(name: str) -> Path | None:
+    """Return a program of the CUDA toolkit, or None where there is none."""
+    homes = [os.environ.get(variable) for variable in ("CUDA_HOME", "CUDA_PATH")]
+    places = [Path(home) / "bin" / name for home in homes if home]
+    if found := shutil.which(name):
         places.append(Path(found))
-    places.append(Path("/usr/local/cuda/bin/nvcc"))
-    for place in places:
-        if place.is_file():
-            return Toolkit(place)
-    for root in _packages():
-        if (place := root / "bin" / "nvcc").is_file():
-            libraries = tuple(p for p in (root / "lib", root / "lib64") if p.is_dir())
-            return Toolkit(place, (root / "include",), libraries)
-    raise CompileError(
-        "compiling for a GPU needs nvcc, the CUDA compiler, and there is none here",
-        hint="install a CUDA toolkit and set CUDA_HOME, or run `pip install nvidia-cuda-nvcc "
-        "nvidia-cuda-runtime nvidia-cuda-cccl`; kernels exported elsewhere with sg.export() need "
-        "no compiler",
-    )
+    places.append(_HOME / "bin" / name)
+    places += [root / "bin" / name for root in _packages()]
+    return next((place for place in places if place.is_file()), None)
 
 
 def _packages() -> list[Path]:
@@ -82,8 +94,14 @@ def _packages() -> list[Path]:
     return [folder for root in roots for folder in (*sorted(root.glob("cu[0-9]*")), root)]
 
 
-def compile_source(source: str, arch: Arch, path: Path) -> str:
+def compile_source(source: str, arch: Arch, path: Path, codes: Sequence[str] | None = None) -> str:
     """Compile a CUDA source with its host launchers into the library `path`.
+
+    Args:
+        source: of the kernels and launchers.
+        arch: the GPU to compile for, unless `codes` says more.
+        path: of the library.
+        codes: what the library shall hold, see `codes_of`.
 
     Returns:
         The version of nvcc.
@@ -92,14 +110,16 @@ def compile_source(source: str, arch: Arch, path: Path) -> str:
         CompileError: there is no nvcc, or it failed.
     """
     kit = toolkit()
+    codes = codes_of([arch], source) if codes is None else codes
     with tempfile.TemporaryDirectory(prefix="sparsegen-") as name:
         folder = Path(name)
         file = folder / "kernel.cu"
-        file.write_text(source + render(Support()), encoding="utf-8")
+        support = Support(kernels=tuple(launches(source)))
+        file.write_text(source + render(support), encoding="utf-8")
         includes = [*libinfo.include_paths(), *kit.includes]
         command = [
-            str(kit.nvcc), *code_options(arch), "-O3", "-std=c++17", "-w", "-shared",
-            "-Xcompiler", "-fPIC", "-cudart=static",
+            str(kit.nvcc), *gencode(codes), f"--threads={len(codes)}", "-O3", "-std=c++17", "-w",
+            "-shared", "-Xcompiler", "-fPIC", "-cudart=static",
             *(f"-I{p}" for p in includes), str(file), "-o", str(path),
             *(f"-L{p}" for p in kit.libraries),
             f"-L{Path(libinfo.find_libtvm_ffi()).parent}", "-ltvm_ffi",
@@ -110,10 +130,44 @@ def compile_source(source: str, arch: Arch, path: Path) -> str:
     return kit.version
 
 
+def codes_of(archs: Sequence[Arch], source: str, portable: bool = False) -> tuple[str, ...]:
+    """Return what a library of a source holds: machine code for each GPU.
+
+    Code with instructions of one GPU alone, "sm_90a", runs on no other; else it also runs on
+    those of a higher minor version.
+
+    Args:
+        archs: the GPUs to compile for.
+        source: of the kernels.
+        portable: add PTX of the newest GPU, which drivers of newer ones compile.
+    """
+    names = [str(arch.target["arch"]) for arch in sorted(archs, key=lambda a: a.capability)]
+    if any(instruction in source for instruction in _OF_ONE_GPU):
+        return tuple(names)
+    plain = [name.rstrip("af") for name in names]
+    return (*plain, plain[-1].replace("sm", "compute")) if portable else tuple(plain)
+
+
+def gencode(codes: Sequence[str]) -> list[str]:
+    """Return the options that make these codes."""
+    versions = [(code.partition("_")[2], code) for code in codes]
+    return [f"-gencode=arch=compute_{version},code={code}" for version, code in versions]
+
+
 def code_options(arch: Arch) -> list[str]:
-    """Return the options that make code for one architecture."""
-    name = str(arch.target["arch"]).removeprefix("sm_")
-    return [f"-gencode=arch=compute_{name},code=sm_{name}"]
+    """Return the options that make code for one architecture, with all of its instructions."""
+    return gencode([str(arch.target["arch"])])
+
+
+def launches(source: str) -> dict[str, int]:
+    """Return the bytes of shared memory that each kernel of a source is launched with."""
+    found, start = {}, 0
+    for launch in re.finditer(r"tvm_cuda_host_launch\(::(\w+)", source):
+        before, start = source[start : launch.start()], launch.end()
+        bytes_ = re.search(r"dynamicSmemBytes = (\w+);", before)
+        value = bytes_ and re.search(rf"auto {bytes_[1]} = (\d+);", before)
+        found[launch[1]] = int(value[1]) if value else 0
+    return found
 
 
 def run(command: Sequence[str], what: str) -> str:

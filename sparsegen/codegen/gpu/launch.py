@@ -59,9 +59,21 @@ class Place:
         return self.thread % 32
 
 
-def launch(blocks: Value, threads: int) -> Place:
-    """Enter the device: everything after this runs in `blocks` (int64, at most 2^31 - 1)."""
-    T.device_entry()
+@contextmanager
+def device() -> Iterator[None]:
+    """Run what is emitted inside on the device, as one of several launches of a function."""
+    with T.attr({"tirx.device_entry": True}):
+        yield
+
+
+def launch(blocks: Value, threads: int, *, entered: bool = False) -> Place:
+    """Enter the device: everything after this runs in `blocks` (int64, at most 2^31 - 1).
+
+    Args:
+        entered: the launch is one of several, inside `device`.
+    """
+    if not entered:
+        T.device_entry()
     # A grid of no blocks is an error of the launch.
     block = T.cta_id([cast(maximum(blocks, const(1, "int64")), "int32")])
     thread = T.thread_id([threads])

@@ -59,8 +59,13 @@ def init(barriers: list[Barrier], thread: Value) -> None:
     with T.If(thread < 1), T.Then():
         for barrier in barriers:
             barrier.init()
-        ptx("fence.mbarrier_init.release.cluster")
+        publish_barriers()
     T.evaluate(T.cuda.cta_sync())
+
+
+def publish_barriers() -> None:
+    """Make barriers that this thread has set up visible; then all threads of the block meet."""
+    ptx("fence.mbarrier_init.release.cluster")
 
 
 def meet(number: int, threads: int) -> None:

@@ -108,6 +108,27 @@ def weigh_shared(acc: Memory, columns: int, weights: Value, values: Value, dtype
         )  # fmt: skip
 
 
+def across(rows: int) -> int:
+    """Return the kind of descriptor whose depth runs along the rows of panels of `rows` rows."""
+    return _SWIZZLED | ((rows * 128 >> 4) << 16)
+
+
+def product(
+    acc: Memory, columns: int, a: Value | list[Value], b: Value, dtype: str,
+    *, clear: bool = False, b_across: bool = False,
+) -> None:  # fmt: skip
+    """Add a product of depth 16 to 64 rows of `columns` accumulators.
+
+    Args:
+        a: a descriptor of rows ALONG, or four registers.
+        b: a descriptor; `b_across` says that its depth runs along the rows.
+    """
+    sums = [acc[i] for i in range(columns // 2)]
+    rows = a if isinstance(a, list) else [a]
+    flags = [1, 1, int(b_across)] if isinstance(a, list) else [1, 1, 0, int(b_across)]
+    ptx(_name(columns, dtype), *sums, *rows, b, T.bool(not clear), *flags)
+
+
 def _name(columns: int, dtype: str) -> str:
     kind = _PTX[dtype]
     return f"wgmma.mma_async.sync.aligned.m64n{columns}k16.f32.{kind}.{kind}"
@@ -126,6 +147,14 @@ def pack_tile(
             low, high = (load(acc, first + 4 * j + 2 * half + c) for c in range(2))
             if scale is not None:
                 low, high = low * load(scale, half), high * load(scale, half)
+            store(out, pack(low, high, dtype), 4 * (j // 2) + 2 * (j % 2) + half)
+
+
+def pack_columns(out: Memory, acc: Memory, dtype: str, columns: int) -> None:
+    """Round accumulators of `columns` columns into A operands: uint32 [columns / 4]."""
+    for j in range(columns // 8):
+        for half in range(2):
+            low, high = (load(acc, 4 * j + 2 * half + c) for c in range(2))
             store(out, pack(low, high, dtype), 4 * (j // 2) + 2 * (j % 2) + half)
 
 

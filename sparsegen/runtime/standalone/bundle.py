@@ -18,21 +18,23 @@ from typing import Any
 import torch
 
 from .errors import Errors
-from .spec import Spec, runs
+from .gpu import OLDEST, best, gpu, unfit
+from .spec import Spec
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An intact bundle: its manifest, the specification in it, and the library to load here."""
+    """An intact bundle: its manifest, the specification in it, and the library to load here
+    and the architectures it is for."""
 
     folder: Path
     manifest: Mapping[str, Any]
     spec: Spec
     library: Path
-    arch: str
+    archs: tuple[str, ...]
 
 
 def digest(path: Path) -> str:
@@ -46,8 +48,13 @@ def seal(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def open_bundle(folder: str | Path, errors: Errors) -> Bundle:
+def open_bundle(folder: str | Path, errors: Errors, device: str | int | None = None) -> Bundle:
     """Return the bundle in a folder.
+
+    Args:
+        folder: what `export` wrote.
+        errors: what to raise.
+        device: the GPU to choose a library for, by default the current one.
 
     Raises:
         BundleError (`errors.bundle`): it is no bundle, truncated, altered, of another format
@@ -58,13 +65,24 @@ def open_bundle(folder: str | Path, errors: Errors) -> Bundle:
     try:
         _check_files(root, manifest["files"], errors)
         _check_ffi(root, manifest["requires"]["tvm_ffi"], errors)
-        spec = Spec.from_json(manifest["spec"])
-        library = _library_for_this_machine(root, manifest["libraries"], errors)
-        path = _inside(root, library["file"], errors)
-        if library["file"] not in {entry["path"] for entry in manifest["files"]}:
-            raise _altered(root, f"{library['file']} has no hash", errors)
-        return Bundle(root, manifest, spec, path, library["arch"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        libraries = manifest["libraries"]
+        specs = [Spec.from_json(library["spec"]) for library in libraries]
+        paths = [_inside(root, library["file"], errors) for library in libraries]
+        hashed = {entry["path"] for entry in manifest["files"]}
+        for library in libraries:
+            if library["file"] not in hashed:
+                raise _altered(root, f"{library['file']} has no hash", errors)
+        if manifest["device"] == "cpu":
+            if device is not None:
+                raise errors.bundle(
+                    f"the bundle {root} is for CPUs, and device={device!r} was asked for",
+                    hint="load it without device=",
+                )
+            n = _for_this_cpu(root, libraries, errors)
+        else:
+            n = _for_a_gpu(root, libraries, specs, device, errors)
+        return Bundle(root, manifest, specs[n], paths[n], tuple(libraries[n]["archs"]))
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise _altered(
             root, f"its manifest misses or mistypes a field ({error})", errors
         ) from error
@@ -135,29 +153,71 @@ def _check_ffi(root: Path, wanted: str, errors: Errors) -> None:
         )
 
 
-def _library_for_this_machine(
-    root: Path, libraries: Sequence[Mapping[str, Any]], errors: Errors
-) -> Mapping[str, Any]:
-    """Return the first library, the most specific ones standing first, that can run here."""
+def _for_this_cpu(root: Path, libraries: Sequence[Mapping[str, Any]], errors: Errors) -> int:
+    """Return the place of the first library, the most specific ones standing first, that runs."""
     flags, machine = cpu_flags(), platform.machine()
-    gpu = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
     reasons = []
-    for library in libraries:
+    for n, library in enumerate(libraries):
         missing = sorted(set(library["features"]) - flags)
-        if code := library.get("code"):
-            if gpu and runs(code, gpu):
-                return library
-            found = f"the GPU here has {gpu[0]}.{gpu[1]}" if gpu else "torch sees no GPU"
-            reasons.append(f"{library['arch']} is for {code}, and {found}")
-        elif library["machine"] not in (None, machine):
-            reasons.append(f"{library['arch']} is for {library['machine']}, this is {machine}")
+        names = ", ".join(library["archs"])
+        if library["machine"] not in (None, machine):
+            reasons.append(f"{names} is for {library['machine']}, this is {machine}")
         elif missing:
-            reasons.append(f"{library['arch']} needs {', '.join(missing)}")
+            reasons.append(f"{names} needs {', '.join(missing)}")
         else:
-            return library
+            return n
     raise errors.bundle(
         f"no library of the bundle {root} runs on this processor: {'; '.join(reasons)}",
-        hint="export it again with arches=[...] that name this processor",
+        hint="export it again with target=[...] that names this processor",
+    )
+
+
+def _for_a_gpu(
+    root: Path,
+    libraries: Sequence[Mapping[str, Any]],
+    specs: Sequence[Spec],
+    device: str | int | None,
+    errors: Errors,
+) -> int:
+    """Return the place of the library that fits a GPU best.
+
+    That is the one of its own code, or else of the newest older GPU whose code runs on it: machine
+    code before PTX, which its driver compiles.
+    """
+    held = "; ".join(
+        f"{', '.join(library['archs'])} ({', '.join(spec.codes)})"
+        for library, spec in zip(libraries, specs, strict=True)
+    )
+    machine, made = platform.machine(), libraries[0]["machine"]
+    if made != machine:
+        raise errors.bundle(
+            f"the bundle {root} was exported on {made}, and this is {machine}: its kernels are "
+            f"started by code for {made}",
+            hint=f"export it again on a machine of {machine}",
+        )
+    if not torch.cuda.is_available():
+        raise errors.bundle(
+            f"the bundle {root} is for GPUs, {held}, and torch sees no GPU",
+            hint="install torch for CUDA and a driver, or export it for target='cpu'",
+        )
+    try:
+        found = gpu(device)
+    except (RuntimeError, AssertionError) as error:
+        raise errors.bundle(
+            f"there is no GPU {device!r} here ({str(error).splitlines()[0]})",
+            hint=f"torch sees {torch.cuda.device_count()}",
+        ) from error
+    reasons = [unfit(spec.codes, spec.shared, found) for spec in specs]
+    ranks = {n: best(specs[n].codes, found) for n, why in enumerate(reasons) if why is None}
+    if ranks:
+        return max(ranks, key=lambda n: ranks[n] or ())
+    old = found.capability < OLDEST
+    raise errors.bundle(
+        f"no library of the bundle {root}, which holds {held}, runs here: {reasons[-1]}",
+        hint=f"sparsegen compiles for compute capability {OLDEST[0]}.{OLDEST[1]} and newer: use "
+        "another GPU"
+        if old
+        else f"export it again with target=[..., {found.arch!r}]",
     )
 
 

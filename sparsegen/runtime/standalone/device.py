@@ -8,33 +8,51 @@ none, so every output row is written.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .checks import POSITIONS, Sizes, check_vector
 from .errors import Errors
-from .metadata import Arrays, Metadata
+from .gpu import gpu, unfit
+from .metadata import Metadata
 from .shapes import Extent
 from .spec import Spec
 
 
-@functools.lru_cache(maxsize=256)
-def equal_sequences(
-    batch: int, queries: int, keys: int, offset: int, device: torch.device
-) -> Arrays:
-    """Return the arrays of `batch` equal sequences. Never written to."""
-    steps = torch.arange(batch + 1, device="cpu")
-    arrays = (
-        (steps * queries).to(device=device, dtype=torch.int32),
-        (steps * keys).to(device=device, dtype=torch.int32),
-        torch.full((batch,), offset, dtype=torch.int32, device=device),
-    )
-    # Later calls may be on other streams.
-    torch.cuda.current_stream(device).synchronize()
-    return arrays
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """What is known of the arrays of a batch before their values are.
+
+    models   tensors of their shapes, without memory of that size
+    numbers  the last arguments of `sparsegen_metadata`
+    extent   upper bounds of what only the values say
+    """
+
+    models: tuple[torch.Tensor, ...]
+    numbers: tuple[int, ...]
+    extent: Extent
+
+
+def _no_stream(index: int) -> int:
+    return 0
+
+
+# The current stream of a device, by its index, as a number; builds of torch without CUDA have none.
+stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _no_stream)
+
+
+def check_device(spec: Spec, device: torch.device, errors: Errors) -> None:
+    """Refuse a GPU that does not run a kernel."""
+    reason = unfit(spec.codes, spec.shared, gpu(device))
+    if reason is not None:
+        raise errors.unsupported(
+            f"{spec.name}() was compiled for {', '.join(spec.codes)}, and {reason}",
+            hint="compile it for that GPU: target='cuda' takes the current one; of a bundle with "
+            "code for it, sg.load(folder, device=...)",
+        )
 
 
 class DeviceMetadata(Metadata):
@@ -50,72 +68,74 @@ class DeviceMetadata(Metadata):
         super().__init__(spec, fill, errors)
         self._fill = fill
 
-    def equal(self, sizes: Sizes, offset: int | None, device: torch.device) -> Arrays:
-        """Return the arrays of equal sequences: the sequence and dense layouts."""
-        if torch.cuda.is_current_stream_capturing():
-            raise self._errors.input(
-                f"{self._spec.name}(): the first call of these shapes is being captured",
-                hint="call it once before the capture, as torch.cuda.graph() asks for",
-            )
-        offset = self.offset(sizes, offset)
-        return equal_sequences(sizes.batch, sizes.queries, sizes.keys, offset, device)
-
-    def filled(
-        self, sizes: Sizes, keywords: Sequence[Any], device: torch.device
-    ) -> tuple[Arrays, Extent]:
-        """Return the arrays of a call, and upper bounds of what the host does not know.
+    def filling(self, sizes: Sizes, keywords: Sequence[Any], device: torch.device) -> Filling:
+        """Return how to fill the arrays of calls with such keywords, which are checked.
 
         Args:
             sizes: of the call's inputs.
             keywords: the values of `spec.metadata`, in that order.
+            device: where the inputs are.
         """
         spec = self._spec
         values = dict(zip(spec.metadata, keywords, strict=True))
-        lengths, table, given = (
-            values.get("seqlens_k"),
-            values.get("page_table"),
-            values["q_offset"],
-        )
+        given = values["q_offset"]
+        tensor = isinstance(given, torch.Tensor)
         fixed = spec.layout in ("sequence", "dense")
-        cu_k: torch.Tensor | None
-        if fixed:
-            cu_q, cu_k, _ = equal_sequences(sizes.batch, sizes.queries, sizes.keys, 0, device)
-        else:
+        batch, columns, more = sizes.batch, 0, 0
+        if not fixed:
+            more = 1
             cu_q = self._vector("cu_seqlens_q", values["cu_seqlens_q"], "batch + 1")
             cu_k = self._keys_of(values) if spec.layout == "ragged" else None
-        batch = cu_q.shape[0] - 1
-        self._check_batch(batch, cu_k, lengths, table)
-        columns = 0 if table is None else table.shape[1]
-        tensor = isinstance(given, torch.Tensor)
+            batch, table = cu_q.shape[0] - 1, values.get("page_table")
+            self._check_batch(batch, cu_k, values.get("seqlens_k"), table)
+            columns = 0 if table is None else table.shape[1]
         if tensor:
             self._same_batch("q_offset", self._vector("q_offset", given).shape[0], batch)
-        for name in spec.metadata:
-            value = values[name]
+        elif fixed:
+            given = self.offset(sizes, given)
+        elif given is not None:
+            self._check_offset(given)
+        for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.device != device:
                 raise self._errors.input(
                     f"{spec.name}(): argument {name!r} is on {value.device}, "
                     f"the inputs on {device}",
                     hint="put all tensors on one device",
                 )
-        if given is not None and not tensor:
-            self._check_offset(given)
-        more = 0 if fixed else 1
-        empty = functools.partial(torch.empty, dtype=torch.int32, device=device)
-        arrays = (empty(batch + more + 1), empty(batch + more + 1), empty(batch + more))
-        pages = empty((batch + more, max(columns, 1))) if spec.layout == "paged" else None
-        self._fill(
-            cu_q, cu_k, lengths, given if tensor else None, table, *arrays, pages,
-            sizes.rows_q, sizes.rows_k, spec.page, 0 if given is None or tensor else given,
-            1 if given is not None and not tensor else 0,
+        shapes: list[tuple[int, ...]] = [(batch + more + 1,), (batch + more + 1,), (batch + more,)]
+        paged = spec.layout == "paged"
+        if paged:
+            shapes.append((batch + more, max(columns, 1)))
+        one = torch.empty(1, dtype=torch.int32, device=device)
+        known = not tensor and given is not None
+        numbers = (
+            sizes.rows_q, sizes.rows_k, spec.page, given if known else 0, int(known),
+            sizes.queries, sizes.keys,
         )  # fmt: skip
-        longest = columns * spec.page if pages is not None else sizes.rows_k
-        total_k = batch * longest if pages is not None else sizes.rows_k
-        if fixed:
-            longest = sizes.keys
-        query = longest if given is None else None if tensor else given + sizes.rows_q
+        longest = sizes.keys if fixed else columns * spec.page if paged else sizes.rows_k
+        total_k = batch * longest if paged else sizes.rows_k
+        last = sizes.queries if fixed else sizes.rows_q
+        query = given + last if known else None if tensor else longest
         stops = {"query": query, "key": longest}
-        extent = Extent(batch + more, sizes.rows_q, total_k, stops)
-        return (arrays if pages is None else (*arrays, pages)), extent
+        first = given if known and fixed else 0
+        extent = Extent(batch + more, sizes.rows_q, total_k, stops, first)
+        return Filling(tuple(map(one.expand, shapes)), numbers, extent)
+
+    def fill(self, filling: Filling, keywords: Sequence[Any], arrays: Sequence[Any]) -> None:
+        """Fill the arrays of a call, on the current stream of the tensors among the arguments."""
+        *given, offset = keywords
+        offsets = offset if isinstance(offset, torch.Tensor) else None
+        match self._spec.layout:
+            case "ragged":
+                cu_q, cu_k = given
+                sources = (cu_q, cu_q if cu_k is None else cu_k, None, offsets, None)
+            case "paged":
+                cu_q, lengths, table = given
+                sources = (cu_q, None, lengths, offsets, table)
+            case _:
+                sources = (None, None, None, offsets, None)
+        pages = arrays[3] if len(arrays) == 4 else None
+        self._fill(*sources, *arrays[:3], pages, *filling.numbers)
 
     def offset(self, sizes: Sizes, offset: int | None) -> int:
         """Return the position of the first query of equal sequences."""

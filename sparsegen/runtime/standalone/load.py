@@ -24,13 +24,20 @@ def load_library(path: Path, errors: Errors) -> Any:
         ) from error
 
 
-def load(folder: str | Path, errors: Errors | None = None) -> Runner:
+def load(
+    folder: str | Path, device: str | int | None = None, errors: Errors | None = None
+) -> Runner:
     """Return the kernel of a bundle, its torch operator registered.
+
+    Args:
+        folder: what `export` wrote.
+        device: the GPU to choose the code for, by default the current one.
+        errors: what to raise.
 
     Raises:
         BundleError: see `open_bundle`.
     """
     raised = own_errors() if errors is None else errors
-    bundle = open_bundle(folder, raised)
+    bundle = open_bundle(folder, raised, device)
     load = functools.partial(load_library, bundle.library, raised)
     return Runner(bundle.spec, load() if bundle.spec.device == "cpu" else load, raised)

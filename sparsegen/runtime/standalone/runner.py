@@ -4,52 +4,24 @@ from __future__ import annotations
 
 import math
 import operator
+import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from .checks import DTYPES, Sizes, alignment, check_inputs
-from .device import DeviceMetadata
+from .checks import DTYPES, alignment, check_inputs
+from .device import DeviceMetadata, check_device, stream
 from .errors import Errors
 from .metadata import Arrays, Metadata
 from .op import register
-from .shapes import (
-    EMPTY,
-    Extent,
-    asks_query,
-    lasting,
-    needs_stops,
-    result_tensors,
-    shape_of,
-    view_of,
-)
-from .spec import Spec, runs
+from .prepare import Prepared, Preparer, Shapes
+from .shapes import EMPTY, result_tensors
+from .spec import Spec
 
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _REMEMBERED = 256
-
-_Shapes = tuple[tuple[Any, ...], ...]
-
-
-@dataclass(slots=True)
-class _Prepared:
-    """What a call computes once per signature: shapes, strides, dtypes and offset of its inputs.
-
-    arrays  the metadata, in the layouts where it follows from the shapes
-    packed  inputs that the tasks see with another shape
-    shapes  of the buffers, unless the metadata decides them
-    views   of the results, unless the metadata decides them
-    """
-
-    sizes: Sizes
-    arrays: Arrays | None
-    packed: tuple[tuple[int, tuple[int, ...]], ...]
-    empty: tuple[tuple[int, torch.Tensor], ...]
-    shapes: _Shapes | None
-    views: _Shapes | None
 
 
 class Runner:
@@ -76,29 +48,28 @@ class Runner:
         self._none = (None,) * len(spec.metadata)
         self._library = library
         self._masks = tuple(alignment(spec, DTYPES[t.dtype]) - 1 for t in spec.inputs)
-        self._signatures: dict[Any, _Prepared] = {}
-        self._dtypes = tuple(DTYPES[t.dtype] for t in spec.buffers)
+        self._on_device = spec.device == "cuda"
+        self._signatures: dict[Any, Prepared] = {}
+        self._settled: dict[Any, Prepared] = {}
         place = {name: n for n, name in enumerate((*self._names, *(b.name for b in spec.buffers)))}
         self._takes = [(t.name, _taker([place[b] for b in t.buffers])) for t in spec.tasks]
-        if spec.device == "cpu":
+        if not self._on_device:
             self._load()
-        tensors = result_tensors(spec)
         prefixes = [spec.results[:n] for n in range(len(spec.results))]
         self._results = tuple(
             (place[r.buffer], EMPTY[r.what], t.space, r.buffer in {x.buffer for x in before})
-            for r, t, before in zip(spec.results, tensors, prefixes, strict=True)
+            for r, t, before in zip(spec.results, result_tensors(spec), prefixes, strict=True)
         )
-        self._blocks = any(t.space == "query_block" for t in tensors)
-        self._stops = needs_stops(spec)
-        self._asks_query = asks_query(spec)
-        self._lasting = lasting(spec)
+        places = [n for n, *_ in self._results]
+        self._first, self._take_results = places[0], _taker(places)
+        self._preparer = Preparer(spec, places, errors)
         self.op = register(self)
 
     def _load(self) -> None:
         """Look the functions up; a GPU's are loaded by the first call, which needs its driver."""
-        library = self._library() if self.spec.device == "cuda" else self._library
-        kind = Metadata if self.spec.device == "cpu" else DeviceMetadata
-        self._metadata = kind(self.spec, library["sparsegen_metadata"], self._errors)
+        library = self._library() if self._on_device else self._library
+        kind = DeviceMetadata if self._on_device else Metadata
+        self._metadata: Any = kind(self.spec, library["sparsegen_metadata"], self._errors)
         self._calls: list[tuple[Callable[..., Any], Callable[[Sequence[Any]], tuple[Any, ...]]]] = [
             (library[name], take) for name, take in self._takes
         ]
@@ -121,14 +92,53 @@ class Runner:
             args, metadata = self.bind(args, keywords)
         if torch.compiler.is_compiling() or _dispatch_modes():
             return self._dispatched(args, metadata)
-        for value in args:
-            if type(value) not in _PLAIN:
-                if isinstance(value, torch.Tensor):
-                    return self._dispatched(args, metadata)
-                check_inputs(self.spec, args, self._errors)
-            if value.requires_grad and torch.is_grad_enabled():
-                raise self.no_gradient()
-        return self.run(args, metadata)
+        shapes, plain = [], True
+        try:
+            for value, mask in zip(args, self._masks, strict=False):
+                if type(value) not in _PLAIN:
+                    plain = False
+                    break
+                if value.requires_grad and torch.is_grad_enabled():
+                    raise self.no_gradient()
+                if value.data_ptr() & mask:
+                    check_inputs(self.spec, args, self._errors)
+                shapes.append(value.shape)
+        except RuntimeError:  # a sparse tensor has no address
+            check_inputs(self.spec, args, self._errors)
+            raise
+        if plain:
+            return self._run(args, metadata, shapes)
+        if not all(isinstance(value, torch.Tensor) for value in args):
+            check_inputs(self.spec, args, self._errors)
+        return self._dispatched(args, metadata)
+
+    def warm_up(self, *args: Any, **keywords: Any) -> None:
+        """Do now, and wait for, what a first call does besides computing.
+
+        Without arguments, load the code into the current GPU: any call can then be captured in a
+        CUDA graph, the first one too. With the arguments of a call, also prepare what calls of such
+        shapes share; a graph of one then holds its kernels and nothing else. Runs no task.
+
+        Raises:
+            InputError: a tensor does not fit.
+            UnsupportedError: the GPU does not run this code.
+        """
+        if args or keywords:
+            args, metadata = self.bind(args, keywords)
+            if not self._on_device:
+                self._prepare(args, metadata)
+                return
+            ready, device = self._prepare(args, metadata), args[0].device
+            if not ready.refill:
+                key = (device.index, *(x.shape for x in args), *self._told(metadata))
+                self._settled[key] = ready
+        elif self._on_device:
+            device = torch.device("cuda", torch.cuda.current_device())
+        else:
+            return
+        self._load_for(device)
+        self._loaded["sparsegen_load"](device.index)
+        torch.cuda.current_stream(device).synchronize()
 
     def _dispatched(self, args: Sequence[Any], metadata: Sequence[Any]) -> Any:
         """Run as a torch operator, which tracing and tensor subclasses see."""
@@ -183,50 +193,101 @@ class Runner:
             args: the inputs, in order.
             metadata: the values of `spec.metadata`, in order; None for those not given.
         """
-        offset = metadata[-1]
-        tensors = isinstance(offset, torch.Tensor)
-        signature: list[Any] = [None if tensors else offset, tensors]
-        for value, mask in zip(args, self._masks, strict=True):
-            if value.data_ptr() & mask:
-                check_inputs(self.spec, args, self._errors)
-            signature += (value.shape, value.stride(), value.dtype, value.device)
-        key = tuple(signature)
-        ready = self._signatures.get(key)
+        if any(x.data_ptr() & mask for x, mask in zip(args, self._masks, strict=True)):
+            check_inputs(self.spec, args, self._errors)
+        return self._run(args, metadata, [x.shape for x in args])
+
+    def _run(self, args: Sequence[Any], metadata: Sequence[Any], shapes: Sequence[Any]) -> Any:
+        """Run with inputs whose addresses are checked.
+
+        Their dtypes, devices and strides are checked in a first call of their shapes, and then by
+        the tasks, which refuse others; `check_inputs` says what is wrong with them.
+        """
+        index = args[0].get_device()
+        if index < 0 and self._on_device:
+            check_inputs(self.spec, args, self._errors)  # they are on no GPU
+        key: tuple[Any, ...] = (index, *shapes)
+        if metadata is not self._none:
+            key += self._told(metadata)
+        if not self._on_device:
+            ready = self._signatures.get(key)
+        elif (current := stream(index)) and torch.cuda.is_current_stream_capturing():
+            # A graph keeps addresses, not tensors; what is made here, its replays make again.
+            ready = self._settled.get(key) or self._prepare(args, metadata)
+        else:
+            # What one stream makes, another may not see yet; a thread refills what it has made.
+            owner = 0 if metadata is self._none else threading.get_ident()
+            key = (current, owner, key)
+            ready = self._signatures.get(key)
         if ready is None:
-            ready = self._prepare(args, metadata)
-            if len(self._signatures) >= _REMEMBERED:
-                self._signatures.clear()
-            self._signatures[key] = ready
-        arrays, shapes, views = ready.arrays, ready.shapes, ready.views
-        valid = ready.sizes.rows_q
-        device = args[0].device
-        if arrays is None and isinstance(self._metadata, DeviceMetadata):
-            arrays, extent = self._metadata.filled(ready.sizes, metadata, device)
-            shapes, views = self._shapes_on_device(ready.sizes, extent)
+            ready = self._remember(key, args, metadata)
+        arrays: Any = ready.arrays
+        handles: Any = ready.handles
+        views, valid = ready.views, ready.sizes.rows_q
+        if ready.refill:
+            self._metadata.fill(ready.filling, metadata, handles)
         elif arrays is None:
             arrays, valid = self._metadata.given(ready.sizes, metadata)
-        if shapes is None or views is None:
-            shapes, views = self._shapes(ready.sizes, arrays)
-        values = list(args)
-        for n, shape in ready.packed:
-            values[n] = values[n].view(shape)
+            handles = arrays
+        values = [*args]
         for n, tensor in ready.empty:
+            check_inputs(self.spec, args, self._errors)  # no task will see them
             values[n] = tensor
-        for shape, dtype in zip(shapes, self._dtypes, strict=True):
-            values.append(torch.empty(shape, dtype=dtype, device=device))
-        if arrays[2].shape[0]:
-            for function, take in self._calls:
-                function(*arrays, *take(values))
+        if views is not None:
+            for model in ready.models:
+                values.append(torch.empty_like(model))
+        else:
+            rows, views = self._preparer.shapes(ready.sizes, arrays)
+            values += self._preparer.allocate(rows, args[0].device)
+        if ready.busy or arrays[2].shape[0]:
+            try:
+                for n, shape in ready.packed:
+                    values[n] = values[n].view(shape)
+                for function, take in self._calls:
+                    function(*handles, *take(values))
+            except Exception:
+                check_inputs(self.spec, args, self._errors)
+                raise
+        if ready.whole:
+            return values[self._first] if self.spec.single else self._take_results(values)
         return self._finish(values, views, valid, arrays)
 
-    def _finish(self, values: list[Any], views: _Shapes, valid: int, arrays: Arrays) -> Any:
+    def _told(self, metadata: Sequence[Any]) -> tuple[Any, ...]:
+        """Return what the keywords of a call decide before their elements are read."""
+        known = metadata if self._on_device else metadata[-1:]
+        return tuple(map(_described, known)) if any(x is not None for x in known) else ()
+
+    def _remember(
+        self, key: tuple[Any, ...], args: Sequence[Any], metadata: Sequence[Any]
+    ) -> Prepared:
+        """Prepare calls of a new signature."""
+        ready = self._settled.get(key[-1]) if self._on_device else None
+        ready = ready or self._prepare(args, metadata)
+        if len(self._signatures) >= _REMEMBERED:
+            self._signatures.clear()
+        self._signatures[key] = ready
+        return ready
+
+    def _prepare(self, args: Sequence[Any], metadata: Sequence[Any]) -> Prepared:
+        sizes = check_inputs(self.spec, args, self._errors)
+        if self._on_device:
+            self._load_for(args[0].device)
+        return self._preparer.prepare(sizes, args, metadata, self._metadata)
+
+    def _load_for(self, device: torch.device) -> None:
+        """Load the functions if this GPU runs them."""
+        check_device(self.spec, device, self._errors)
+        if not hasattr(self, "_loaded"):
+            self._load()
+
+    def _finish(self, values: list[Any], views: Shapes, valid: int, arrays: Arrays) -> Any:
         """Return the buffers of the results as the caller sees them."""
         results = []
         for (n, empty, space, again), shape in zip(self._results, views, strict=True):
             buffer = values[n]
             if space == "query" and valid < buffer.shape[0]:
                 buffer[valid:] = empty
-            elif space == "key" and self.spec.device == "cuda" and self.spec.layout != "dense":
+            elif space == "key" and self._on_device and self.spec.layout in ("ragged", "paged"):
                 rows = torch.arange(buffer.shape[0], device=buffer.device)
                 outside = (rows >= arrays[1][-1]).view(-1, *(1 for _ in buffer.shape[1:]))
                 buffer.masked_fill_(outside, empty)
@@ -238,88 +299,13 @@ class Runner:
             results.append(buffer.clone() if again else buffer)
         return results[0] if self.spec.single else tuple(results)
 
-    def _prepare(self, args: Sequence[Any], metadata: Sequence[Any]) -> _Prepared:
-        spec, device = self.spec, args[0].device
-        sizes = check_inputs(spec, args, self._errors)
-        if spec.device == "cuda":
-            self._check_device(device)
-        fixed = spec.layout in ("sequence", "dense") and not isinstance(metadata[-1], torch.Tensor)
-        arrays = None
-        if fixed and isinstance(self._metadata, DeviceMetadata):
-            arrays = self._metadata.equal(sizes, metadata[-1], device)
-        elif fixed:
-            arrays = self._metadata.fixed(sizes, metadata[-1])
-        packed, empty = [], []
-        for n, (tensor, value) in enumerate(zip(spec.inputs, args, strict=True)):
-            shape = tuple(value.shape)
-            if spec.layout == "dense" and tensor.space != "none":
-                shape = (shape[0] * shape[1], *shape[2:])
-                packed.append((n, shape))
-            # Memory of no elements has no address to pass; its rows are never read.
-            if value.numel() == 0:
-                some = tuple(max(extent, 1) for extent in shape)
-                empty.append((n, torch.zeros(some, dtype=value.dtype, device=device)))
-        shapes = views = None
-        if arrays is not None and isinstance(self._metadata, DeviceMetadata):
-            first = self._metadata.offset(sizes, metadata[-1])
-            stops = {"query": first + sizes.queries, "key": sizes.keys}
-            extent = Extent(sizes.batch, sizes.rows_q, sizes.rows_k, stops, first)
-            shapes, views = self._shapes_on_device(sizes, extent)
-        elif spec.device == "cpu" and (arrays is not None or self._lasting):
-            shapes, views = self._shapes(sizes, arrays)
-        return _Prepared(sizes, arrays, tuple(packed), tuple(empty), shapes, views)
 
-    def _check_device(self, device: torch.device) -> None:
-        """Load the functions if this GPU runs them."""
-        found = torch.cuda.get_device_capability(device)
-        if not runs(self.spec.capability, found):
-            raise self._errors.unsupported(
-                f"{self.spec.name}() was compiled for {self.spec.capability}, but {device} is "
-                f"{torch.cuda.get_device_name(device)} of compute capability {found[0]}.{found[1]}",
-                hint="compile it for that GPU: target='cuda' takes the one present",
-            )
-        if not hasattr(self, "_loaded"):
-            self._load()
-
-    def _shapes_on_device(self, sizes: Sizes, extent: Extent) -> tuple[_Shapes, _Shapes]:
-        """Return the shapes of the buffers and results from what the host knows."""
-        if self._stops and extent.stops["query"] is None and self._asks_query:
-            raise self._errors.input(
-                f"{self.spec.name}(): how much memory it takes depends on the values of q_offset",
-                hint="pass an integer, which the host can read",
-            )
-        batch = sizes.batch or extent.batch - 1
-        return self._shaped(sizes, extent, replace(extent, batch=batch))
-
-    def _shapes(self, sizes: Sizes, arrays: Arrays | None) -> tuple[_Shapes, _Shapes]:
-        """Return the shapes of the buffers, none of them empty, and of the results."""
-        extent = self._extent(sizes, arrays)
-        return self._shaped(sizes, extent, extent)
-
-    def _shaped(self, sizes: Sizes, extent: Extent, seen: Extent) -> tuple[_Shapes, _Shapes]:
-        """Return the shapes of buffers of an extent, and of results as the caller sees them."""
-        spec = self.spec
-        shapes = tuple(
-            tuple(max(n, 1) for n in shape_of(tensor, extent)) for tensor in spec.buffers
-        )
-        views = tuple(
-            tuple(max(n, 0) for n in view_of(spec, tensor, sizes, seen))
-            for tensor in result_tensors(spec)
-        )
-        return shapes, views
-
-    def _extent(self, sizes: Sizes, arrays: Arrays | None) -> Extent:
-        if arrays is None:
-            return Extent(sizes.batch, sizes.rows_q, sizes.rows_k, {})
-        cu_q, cu_k, q_off = arrays[:3]
-        batch, total_k, stops = q_off.shape[0], sizes.rows_k, {"query": 0, "key": 0}
-        if self.spec.layout == "paged":
-            total_k = int(cu_k[-1])
-        if self._stops and batch:
-            stops["query"] = int((q_off + cu_q.diff()).max())
-            stops["key"] = int(cu_k.diff().max())
-        first = int(q_off[0]) if self._blocks else 0
-        return Extent(batch, sizes.rows_q, total_k, stops, first)
+def _described(value: Any) -> Any:
+    """Return what a keyword of a call decides, and never its elements."""
+    if isinstance(value, torch.Tensor):
+        return value.shape, value.stride(), value.dtype, value.device, value.data_ptr() & 3
+    # True and 1.0 equal 1.
+    return type(value), value if isinstance(value, int) else None
 
 
 def _taker(places: list[int]) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

@@ -32,18 +32,6 @@ def evaluate(count: Count, stops: Mapping[str, Any]) -> Any:
     return _OPERATORS[op](*(evaluate(a, stops) for a in args))
 
 
-def runs(code: str, capability: tuple[int, int]) -> bool:
-    """Tell whether a GPU of a compute capability runs code compiled for "sm_80" or "sm_90a".
-
-    Code for x.y runs on x.z with z >= y; with a letter, it runs on x.y alone.
-    """
-    digits = code.removeprefix("sm_").rstrip("af")
-    major, minor = int(digits[:-1]), int(digits[-1])
-    if (major, minor) == capability:
-        return True
-    return not code[-1].isalpha() and major == capability[0] and minor <= capability[1]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """A buffer of the plan.
@@ -99,7 +87,9 @@ class Spec:
     query, key  letters of the two sequence axes; equal for self-attention over one axis
     single   return the value itself instead of a tuple
     device   cpu | cuda: where its tensors are
-    capability  of the GPUs it is compiled for, "sm_80"; with a letter, "sm_90a", of that one alone
+    codes    what its library holds for GPUs: machine code, "sm_80", or that of one GPU alone,
+             "sm_90a", or PTX for it and newer ones, "compute_80"
+    shared   bytes of shared memory that a block takes
     """
 
     name: str
@@ -114,7 +104,8 @@ class Spec:
     tasks: tuple[TaskSpec, ...]
     results: tuple[ResultSpec, ...]
     device: str = "cpu"
-    capability: str = ""
+    codes: tuple[str, ...] = ()
+    shared: int = 0
 
     @property
     def metadata(self) -> tuple[str, ...]:
@@ -143,6 +134,7 @@ class Spec:
             buffers=tuple(map(TensorSpec.from_json, data["buffers"])),
             tasks=tuple(TaskSpec(**_frozen(t)) for t in data["tasks"]),
             results=tuple(ResultSpec(**r) for r in data["results"]),
+            codes=tuple(data["codes"]),
             **rest,
         )
 

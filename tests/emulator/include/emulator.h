@@ -34,7 +34,8 @@ void ld_global(const void* from, V&... to) {
   ((std::memcpy(&to, p++, sizeof(T))), ...);
 }
 template <typename T, typename... V>
-void st_global(void* to, V... from) {
+void st_global(const void* place, V... from) {
+  void* to = const_cast<void*>(place);  // helpers take every address as one of constants
   if ((uintptr_t)to % (sizeof(T) * sizeof...(V))) fail("st: the address is not aligned");
   T* p = (T*)to;
   ((std::memcpy(p++, &from, sizeof(T))), ...);

@@ -1,0 +1,191 @@
+"""Attention over ranges of keys, or over blocks that neighbouring tokens share, on Hopper."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sparsegen.arch import Arch
+from sparsegen.codegen.gpu import convert
+from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.launch import kernel
+from sparsegen.codegen.gpu.tiled import TiledKernel
+from sparsegen.codegen.gpu.tiled_cut import (
+    Cut,
+    clauses_of,
+    key_list,
+    rows_of,
+    scratch_of,
+    shared_bytes,
+)
+from sparsegen.errors import CompileError
+from sparsegen.ir.expr import Expr, Member, walk
+from sparsegen.lowering.space import Rejected
+from sparsegen.lowering.tasks import AttendTask, Buffer
+
+FAMILY = "attend"
+REQUIRES = frozenset({"wgmma", "tma", "mbarrier", "setmaxnreg"})
+PRIORITY = 5
+
+# Registers of a multiprocessor, by the warp groups of a block: those of a thread that computes,
+# and of one that feeds.
+_MANNERS = ((1, 0, True), (1, 0, False), (1, 1, False), (2, 0, True), (2, 0, False), (2, 1, False))
+_REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 24)}
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """How the work is cut.
+
+    groups    warp groups that compute, 64 (token, head) rows each
+    keys      keys of a chunk: 16, 32, 64 or 128, and the whole or a part of a listed block
+    stages    chunks in shared memory
+    queries   items whose queries are in shared memory: 1, or 2 to load those of the next ahead
+    resident  panels of 64 columns of the queries that stay in registers
+    ahead     scores of the next chunk are computed beside the sums of this one
+    patience  sums are left as they are until a maximum grows by more powers of two
+    """
+
+    groups: int = 2
+    keys: int = 128
+    stages: int = 2
+    queries: int = 1
+    resident: int = 0
+    ahead: bool = True
+    patience: int = 6
+
+
+def accepts(task: AttendTask, arch: Arch) -> str | None:
+    """Return None, or why this schedule does not take the task."""
+    dtype = dtype_of(task)
+    if dtype is None:
+        return "tensor cores multiply 16-bit numbers, and every input is float32"
+    if task.q.rows.space != "query":
+        return "queries are no tokens"
+    if task.o.dtype not in (dtype, "float32"):
+        return f"the output is {task.o.dtype}, and products are {dtype}"
+    for operand in (task.q, *(x for s in task.sources for x in (s.k, s.v))):
+        reason = convert.refused(operand, dtype)
+        if reason is not None:
+            return reason
+    if any(p.buffer.shape[-2] != task.q.heads for p in task.q.parts):
+        return "some elements of the queries are shared by all heads"
+    if task.q.dim > 256 or task.sources[0].v.dim > 256:
+        return f"{task.q.dim} and {task.sources[0].v.dim} elements: registers hold at most 256"
+    reason = _lists(task)
+    if reason is not None:
+        return reason
+    if isinstance(_first(task, arch), str):
+        return str(_first(task, arch))
+    return None
+
+
+def default(task: AttendTask, arch: Arch) -> Knobs:
+    """Return the largest cut that fits."""
+    found = _first(task, arch)
+    assert isinstance(found, Knobs)
+    return found
+
+
+def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
+    """Yield candidates, the default first."""
+    first = default(task, arch)
+    yield first
+    for groups in (2, 3):
+        for keys in (64, 128):
+            for stages in (2, 3, 4, 6):
+                for queries, resident, ahead in _MANNERS:
+                    knobs = Knobs(groups, keys, stages, queries, resident, ahead)
+                    if knobs != first:
+                        reason = _excluded(task, knobs, arch)
+                        yield knobs if reason is None else Rejected(asdict(knobs), reason)
+
+
+def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
+    """Return the counters, what is to be repaired, the united lists, and copies of operands."""
+    return scratch_of(task, _cut(task, knobs, arch))
+
+
+def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
+    """Return the module of the kernel.
+
+    Raises:
+        CompileError: the knobs break an inequality.
+    """
+    reason = _excluded(task, knobs, arch)
+    if reason is not None:
+        raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
+    cut = _cut(task, knobs, arch)
+    buffers = tuple(b for b, _ in scratch_of(task, cut))
+    with kernel(task, buffers) as (builder, arguments):
+        TiledKernel(task, cut, arguments, arch.shared_bytes).emit()
+    return builder.get()
+
+
+def _lists(task: AttendTask) -> str | None:
+    """Return None, or why lists of the task are not taken."""
+    drivers = [c.keys for _, c in clauses_of(task) if c.keys is not None]
+    if len(drivers) > 1:
+        return "several lists drive the iteration"
+    for keys in drivers:
+        if keys.slash or keys.shift or not _keys(keys.granule):
+            return f"{keys.granule} keys of a listed block are no multiple of 64, nor 16 or 32"
+    for _, clause in clauses_of(task):
+        if any(isinstance(e, Member) for e in walk(clause.residual)):
+            return "keys of one list are looked up in another one"
+    return None
+
+
+def _keys(granule: int) -> int:
+    """Return the keys of a chunk of listed blocks; 0 if there is none that cuts them evenly."""
+    return next((keys for keys in (64, 32, 16) if granule % keys == 0), 0)
+
+
+def _first(task: AttendTask, arch: Arch) -> Knobs | str:
+    """Return the first cut that fits, or why none does."""
+    found, reason = key_list(task), "no cut"
+    small = Knobs(groups=3, keys=64, resident=1, ahead=False)
+    if found is not None:
+        # Skipped chunks would empty a pipeline of scores and sums again and again.
+        keys = _keys(found[1].granule)
+        wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
+        wanted += [replace(small, keys=keys, stages=n, groups=2) for n in (4, 3, 2)]
+    else:
+        wanted = [replace(small, stages=4, queries=2), replace(small, stages=4)]
+    wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
+    for knobs in wanted:
+        excluded = _excluded(task, knobs, arch)
+        if excluded is None:
+            return knobs
+        reason = excluded
+    return reason
+
+
+def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
+    heads, tokens = rows_of(task)
+    compute, copy = _REGISTERS[knobs.groups]
+    return Cut(
+        heads, tokens, knobs.groups, knobs.keys, knobs.stages, knobs.queries,
+        knobs.resident, knobs.ahead,
+        knobs.patience, compute, copy, arch.cores or 1,
+    )  # fmt: skip
+
+
+def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
+    if knobs.groups not in _REGISTERS or knobs.keys not in (16, 32, 64, 128) or knobs.stages < 2:
+        return f"{knobs.groups} warp groups, {knobs.keys} keys and {knobs.stages} stages"
+    found = key_list(task)
+    if found is not None and found[1].granule % knobs.keys:
+        return f"blocks of {found[1].granule} keys are no multiple of {knobs.keys}"
+    pages = {p.buffer.rows.page for s in task.sources for x in (s.k, s.v) for p in x.parts}
+    if task.paged and any(page % knobs.keys for page in pages):
+        return f"pages of {sorted(pages)} keys are no multiple of {knobs.keys}"
+    cut = _cut(task, knobs, arch)
+    used = shared_bytes(task, cut)
+    if used > arch.shared_bytes:
+        return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
+    live = task.sources[0].v.dim // 2 + knobs.keys // 2 + knobs.keys // 4 + 16 * knobs.resident
+    if live > cut.compute - 24:
+        return f"{live} registers of sums, scores and weights, a thread has {cut.compute}"
+    return None

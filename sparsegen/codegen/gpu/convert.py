@@ -1,0 +1,85 @@
+"""Bring operands into the shape the copy engine loads: 16 bits, nothing left to apply, compact."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from sparsegen.codegen.cpu.rows import Arguments
+from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.cpu.vec import load_f32
+from sparsegen.codegen.exprs import Env, emit
+from sparsegen.codegen.gpu.launch import FUNCTIONS, device, launch
+from sparsegen.codegen.gpu.tma import COLUMNS
+from sparsegen.codegen.tvm import T, Value, cast, const, store
+from sparsegen.lowering.tasks import AttendTask, Buffer, KeySource, Operand, Part
+
+_THREADS, _BLOCKS, _EACH = 256, 1056, 4
+
+
+def loadable(part: Part, dtype: str) -> bool:
+    """Tell whether the copy engine can load a part from where it lies."""
+    sizes = (part.size, part.start, part.buffer.shape[-1])
+    return part.fn is None and part.buffer.dtype == dtype and not any(n % COLUMNS for n in sizes)
+
+
+def refused(operand: Operand, dtype: str) -> str | None:
+    """Return None, or why an operand can neither be loaded nor be copied first."""
+    for part in operand.parts:
+        if part.size % COLUMNS:
+            return f"elements come in parts of {part.size}: no multiples of {COLUMNS}"
+        if part.buffer.rows.paged and not loadable(part, dtype):
+            return "keys in pages need a conversion"
+    return None
+
+
+def converted(task: AttendTask, dtype: str) -> tuple[AttendTask, dict[Part, Buffer]]:
+    """Return the task over copies of what cannot be loaded, and the copies."""
+    copies: dict[Part, Buffer] = {}
+
+    def operand(x: Operand) -> Operand:
+        return replace(x, parts=tuple(map(part, x.parts)))
+
+    def part(p: Part) -> Part:
+        if loadable(p, dtype):
+            return p
+        if p not in copies:
+            name = f"{task.name}_copy_{len(copies)}"
+            shape = (*p.buffer.shape[:-1], p.size)
+            copies[p] = Buffer(name=name, dtype=dtype, shape=shape, rows=p.buffer.rows)
+        return Part(buffer=copies[p], start=0, size=p.size)
+
+    def source(s: KeySource) -> KeySource:
+        return replace(s, k=operand(s.k), v=operand(s.v))
+
+    loaded = replace(task, q=operand(task.q), sources=tuple(map(source, task.sources)))
+    return loaded, copies
+
+
+def convert(arguments: Arguments, copies: dict[Part, Buffer]) -> None:
+    """Emit a launch for each copy that fills it."""
+    for part, buffer in copies.items():
+        with device():
+            _fill(arguments, part, buffer)
+
+
+def _fill(arguments: Arguments, part: Part, buffer: Buffer) -> None:
+    place = launch(const(_BLOCKS, "int64"), _THREADS, entered=True)
+    source, target = arguments[part.buffer], arguments[buffer]
+    heads, dim = buffer.shape[-2:]
+    rows = T.bind(source.rows * heads)
+    pieces = T.bind(rows * (dim // _EACH))
+    at = cell("int64", place.block * _THREADS + cast(place.thread, "int64"))
+    with T.While(get(at) < pieces):
+        row = T.bind(get(at) // (dim // _EACH))
+        column = T.bind((get(at) - row * (dim // _EACH)) * _EACH)
+        first = T.bind(row * part.buffer.shape[-1] + (column + part.start))
+        for n in range(_EACH):
+            x = load_f32(source.flat, part.buffer.dtype, first + n)
+            store(target.flat, cast(_applied(part, x), buffer.dtype), row * dim + (column + n))
+        put(at, get(at) + _BLOCKS * _THREADS)
+
+
+def _applied(part: Part, x: Value) -> Value:
+    if part.fn is None:
+        return x
+    return emit(part.fn, Env(symbols={"x": T.bind(x)}, functions=FUNCTIONS))

@@ -1,0 +1,52 @@
+"""Do tiles again whose results a faster kernel could not tell: by mma.sync, with its passes apart.
+
+A product on tensor cores takes the values of a whole chunk, so a NaN or infinity that one row sees
+reaches rows that do not see it. The faster kernel looks at its sums and puts down which of its warp
+groups have one that is not finite; here, blocks take these in turn. There is seldom one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sparsegen.codegen.cpu.rows import find_tile
+from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.gpu.attend import AttendKernel, Shape, Tile, shape_of, shared_bytes
+from sparsegen.codegen.gpu.launch import launch, sync
+from sparsegen.codegen.tvm import T, cast, const, load
+
+if TYPE_CHECKING:
+    from sparsegen.codegen.gpu.tiled import TiledKernel
+    from sparsegen.lowering.tasks import AttendTask
+
+
+def repair_shape(task: AttendTask, shared: int) -> Shape:
+    """Return the cut of the kernel that repairs, which fits `shared` bytes of shared memory."""
+    for keys in (64, 32, 16):
+        shape = shape_of(task, 4, keys)
+        if shared_bytes(task, shape) <= shared:
+            break
+    return shape
+
+
+def repair(kernel: TiledKernel) -> None:
+    """Emit the blocks that take what was put down; the launch is entered."""
+    cut, task = kernel.cut, kernel.asked
+    shape = repair_shape(task, kernel.shared)
+    place = launch(const(cut.blocks, "int64"), shape.threads, entered=True)
+    slow = AttendKernel(task, shape, kernel.arguments)
+    count = T.bind(load(kernel.state, 1))
+    number = cell("int32", cast(place.block, "int32"))
+    with T.While(get(number) < count):
+        entry = T.bind(load(kernel.again, cast(get(number), "int64")))
+        group, item = T.bind(entry % cut.groups), T.bind(cast(entry // cut.groups, "int64"))
+        head = T.bind(cast(item // kernel.tiles, "int32") * cut.heads)
+        sequence, first = find_tile(kernel.arguments, cut.all_tokens, item % kernel.tiles)
+        token = cell("int32", const(0, "int32"))
+        with T.While(get(token) < cut.tokens):
+            begin = T.bind(first + (group * cut.tokens + get(token)))
+            with T.If(begin < sequence.n_q), T.Then():
+                Tile(slow, place, sequence, begin, head).run()
+            sync()
+            put(token, get(token) + shape.tokens)
+        put(number, get(number) + cut.blocks)

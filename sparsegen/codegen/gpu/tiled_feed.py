@@ -1,0 +1,269 @@
+"""Feed the groups that compute `tiled` attention: one thread takes items and starts all loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsegen.codegen.cpu.rows import Sequence, find_tile
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
+from sparsegen.codegen.gpu.ring import Cursor
+from sparsegen.codegen.gpu.tiled_cut import (
+    CLAUSE_BIT,
+    FACTS,
+    MASKED,
+    ROWS,
+    SKIP,
+    SURE,
+    entry_words,
+    member_words,
+)
+from sparsegen.codegen.gpu.tma import Source
+from sparsegen.codegen.gpu.union import list_at
+from sparsegen.codegen.tvm import (
+    Memory,
+    T,
+    Value,
+    cast,
+    const,
+    equal,
+    load,
+    maximum,
+    minimum,
+    scratch,
+    select,
+    store,
+)
+from sparsegen.lowering.tasks import Clause, KeySource
+
+if TYPE_CHECKING:
+    from sparsegen.codegen.gpu.tiled import TiledKernel
+
+
+@dataclass(frozen=True)
+class _Item:
+    """An item: what its warp groups see of each clause, and where its united list is."""
+
+    sequence: Sequence
+    head: Value
+    hulls: list[list[Bounds]]  # by warp group, by clause
+    present: list[Value]
+    blocks: Value | None  # of the united list
+    united: Value | None  # where it starts
+
+
+class Feed:
+    """The thread that feeds a block."""
+
+    def __init__(
+        self, kernel: TiledKernel, queries: Source, sources: list[tuple[Source, Source]]
+    ) -> None:
+        self.kernel, self.cut = kernel, kernel.cut
+        self.queries, self.sources = queries, sources
+        self.at = Cursor(kernel.cut.stages)
+        self.item_at = Cursor(kernel.cut.queries)
+        self.turn = cell("int32", const(0, "int32"))
+
+    def run(self) -> None:
+        """Emit the loop over items."""
+        kernel = self.kernel
+        item = cell("int32", self._next())
+        with T.While(get(item) < cast(kernel.items, "int32")):
+            self._take(T.bind(cast(get(item), "int64")))
+            put(item, self._next())
+        kernel.item_free.wait_before(self.item_at)
+        store(kernel.info, const(0, "int32"), self._base())
+        kernel.item_ready.arrive(self.item_at.stage)
+
+    def _next(self) -> Value:
+        state = self.kernel.state
+        return T.bind(T.cuda.atomic_add(state.ptr_to([0]), const(1, "int32")))
+
+    def _base(self) -> Value:
+        return T.bind(get(self.turn) % self.kernel.info_slots * self.kernel.info_words)
+
+    def _take(self, number: Value) -> None:
+        kernel, cut = self.kernel, self.cut
+        # Causal work grows with the position: the longest items start first.
+        tile = T.bind(kernel.tiles - 1 - number % kernel.tiles)
+        group = T.bind(number // kernel.tiles)
+        sequence, first = find_tile(kernel.arguments, cut.all_tokens, tile)
+        with T.If(first < sequence.n_q), T.Then():
+            head = T.bind(cast(group, "int32") * cut.heads)
+            item = self._look(sequence, first, head, tile, group)
+            kernel.item_free.wait_before(self.item_at)
+            entry = cast((group * kernel.tiles + tile) * cut.groups, "int32")
+            self._tell(item, first, T.bind(entry))
+            self._load_queries(item, first)
+            self.item_at.advance()
+            put(self.turn, get(self.turn) + 1)
+            for n, (source, clause) in enumerate(kernel.clauses):
+                if clause.keys is None:
+                    self._range(item, n, source)
+                else:
+                    self._list(item, n, source, clause)
+
+    def _look(
+        self, sequence: Sequence, first: Value, head: Value, tile: Value, group: Value
+    ) -> _Item:
+        kernel, cut = self.kernel, self.cut
+        hulls, presents = [], []
+        none = const(0, "int32")
+        for g in range(cut.groups):
+            view, present = kernel.group_view(sequence, first, g)
+            some = T.bind(present > 0)
+            mine = []
+            for source, clause in kernel.clauses:
+                length = T.bind(sequence.count(source.k.rows))
+                last = T.bind(view.i_min + view.present - 1)
+                found = view._hull(clause, length, view.i_min, last)
+                ends = [T.bind(select(some, e, none)) for e in (found.lo, found.hi)]
+                mine.append(Bounds(ends[0], ends[1], found.sure_lo, found.sure_hi))
+            hulls.append(mine)
+            presents.append(present)
+        if kernel.united is None:
+            return _Item(sequence, head, hulls, presents, None, None)
+        at = list_at(kernel, tile, group)
+        return _Item(sequence, head, hulls, presents, pin(load(kernel.united.flat, at)), at)
+
+    def _tell(self, item: _Item, first: Value, entry: Value) -> None:
+        """Write what the groups need to know about an item."""
+        kernel, base, sequence = self.kernel, self._base(), item.sequence
+        twice = const(0, "int32")
+        if kernel.united is not None:
+            assert item.united is not None
+            twice = load(kernel.united.flat, item.united + 1)
+        values = {
+            "there": const(1, "int32"), "chunks": self._chunks(item), "head": item.head,
+            "first": first, "entry": entry, "twice": twice,
+            "number": cast(sequence.number, "int32"),
+            "q_start": cast(sequence.q_start, "int32"),
+            "k_start": cast(sequence.k_start, "int32"), "n_q": sequence.n_q,
+            "n_k": sequence.n_k, "q_off": sequence.q_off,
+        }  # fmt: skip
+        for n, name in enumerate(FACTS):
+            store(kernel.info, values[name], base + n)
+        for g, mine in enumerate(item.hulls):
+            for n, bounds in enumerate(mine):
+                for k, end in enumerate(bounds.ends):
+                    store(kernel.info, end, kernel.hull_at(base, g, n) + k)
+
+    # --- chunks ---------------------------------------------------------------------------------
+
+    def _span(self, item: _Item, n: int) -> tuple[Value, Value]:
+        """Return the first key of the first chunk of a range, and the end of the last."""
+        lo, hi = const(2**31 - 1, "int32"), const(0, "int32")
+        for mine in item.hulls:
+            some = T.bind(mine[n].lo < mine[n].hi)
+            lo = T.bind(select(some, minimum(lo, mine[n].lo), lo))
+            hi = T.bind(select(some, maximum(hi, mine[n].hi), hi))
+        if self.kernel.task.paged:
+            lo = T.bind(lo // self.cut.keys * self.cut.keys)
+        return T.bind(minimum(lo, hi)), hi
+
+    def _per_block(self, clause: Clause) -> int:
+        assert clause.keys is not None
+        return clause.keys.granule // self.cut.keys
+
+    def _chunks(self, item: _Item) -> Value:
+        total = const(0, "int32")
+        for n, (_, clause) in enumerate(self.kernel.clauses):
+            if clause.keys is None:
+                lo, hi = self._span(item, n)
+                total = total + (hi - lo + (self.cut.keys - 1)) // self.cut.keys
+            else:
+                assert item.blocks is not None
+                total = total + item.blocks * self._per_block(clause)
+        return T.bind(total)
+
+    def _range(self, item: _Item, n: int, source: KeySource) -> None:
+        lo, hi = self._span(item, n)
+        start = cell("int32", lo)
+        with T.While(get(start) < hi):
+            j = T.bind(get(start))
+            self._chunk(item, n, source, j, None)
+            put(start, j + self.cut.keys)
+
+    def _list(self, item: _Item, n: int, source: KeySource, clause: Clause) -> None:
+        united, blocks, start_at = self.kernel.united, item.blocks, item.united
+        assert united is not None
+        assert blocks is not None
+        assert start_at is not None
+        assert clause.keys is not None
+        size = 1 + self.cut.groups * member_words(self.cut)
+        words = scratch(size, "int32")
+        ahead = scratch(size, "int32")
+
+        def fetch(number: Value) -> None:
+            at = T.bind(start_at + cast((number + 1) * entry_words(self.cut), "int64"))
+            for word in range(size):
+                store(ahead, load(united.flat, at + word), word)
+
+        number = cell("int32", const(0, "int32"))
+        with T.If(blocks > 0), T.Then():
+            fetch(const(0, "int32"))
+        with T.While(get(number) < blocks):
+            for word in range(size):
+                store(words, load(ahead, word), word)
+            put(number, get(number) + 1)
+            with T.If(get(number) < blocks), T.Then():
+                fetch(get(number))
+            with T.serial(self._per_block(clause)) as part:
+                start = load(words, 0) * clause.keys.granule + part * self.cut.keys
+                self._chunk(item, n, source, T.bind(start), words)
+
+    def _chunk(
+        self, item: _Item, n: int, source: KeySource, j: Value, words: Memory | None
+    ) -> None:
+        """Send a chunk that starts at key j; `words` say who sees it, where lists do."""
+        kernel, cut, at = self.kernel, self.cut, self.at
+        which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
+        keys, values = self.sources[which]
+        row = T.bind(cast(item.sequence.row(source.k.rows, j), "int32"))
+        key_head = T.bind(item.head // kernel.task.group)
+        status = const(n << CLAUSE_BIT, "int32")
+        for g in range(cut.groups):
+            status = T.bitwise_or(status, T.shift_left(self._status(item, g, n, j, words), 2 * g))
+        status = T.bind(status)
+        kernel.keys_free.wait_before(at)
+        meta = T.bind(at.stage * kernel.meta_words)
+        store(kernel.meta, j, meta)
+        store(kernel.meta, status, meta + 1)
+        if words is not None:
+            for word in range(cut.groups * member_words(cut)):
+                store(kernel.meta, load(words, 1 + word), meta + (2 + word))
+        kernel.keys_ready.expect(at.stage, keys.bytes)
+        first = at.stage * (cut.keys * kernel.task.q.dim)
+        keys.load(kernel.keys, first, kernel.keys_ready.pointer(at.stage), row, key_head)
+        kernel.values_free.wait_before(at)
+        kernel.values_ready.expect(at.stage, values.bytes)
+        first = at.stage * (cut.keys * kernel.dim)
+        ready = kernel.values_ready.pointer(at.stage)
+        values.load(kernel.values, first, ready, row, key_head)
+        at.advance()
+
+    def _status(self, item: _Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
+        hull = item.hulls[g][n]
+        end = j + self.cut.keys
+        wanted = T.And(hull.lo < end, hull.hi > j)
+        sure = T.And(j >= hull.sure_lo, end <= hull.sure_hi)
+        if words is not None:
+            bits = const(0, "int32")
+            for word in range(member_words(self.cut)):
+                bits = T.bitwise_or(bits, load(words, 1 + g * member_words(self.cut) + word))
+            wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
+        some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
+        return T.bind(select(wanted, some, const(SKIP, "int32")))
+
+    def _load_queries(self, item: _Item, first: Value) -> None:
+        kernel, cut, source = self.kernel, self.cut, self.queries
+        size = const(0, "uint32")
+        for present in item.present:
+            size = size + select(present > 0, const(source.bytes, "uint32"), const(0, "uint32"))
+        kernel.item_ready.expect(self.item_at.stage, T.bind(size))
+        barrier = kernel.item_ready.pointer(self.item_at.stage)
+        for g, present in enumerate(item.present):
+            with T.If(present > 0), T.Then():
+                row = cast(item.sequence.q_start, "int32") + (first + g * cut.tokens)
+                to = (self.item_at.stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
+                source.load(kernel.queries, to, barrier, T.bind(row), item.head)

@@ -1,0 +1,232 @@
+"""Turn scores into weights in `tiled` attention: score mods, what rows see, the online softmax."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.gpu import wgmma
+from sparsegen.codegen.gpu.launch import FULL, across
+from sparsegen.codegen.gpu.mma import ptx
+from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, exact, member_words
+from sparsegen.codegen.tvm import (
+    T,
+    Value,
+    cast,
+    const,
+    equal,
+    load,
+    maximum,
+    scratch,
+    select,
+    store,
+)
+from sparsegen.ir.expr import TRUE, Const
+
+if TYPE_CHECKING:
+    from sparsegen.codegen.gpu.tiled_compute import Compute
+
+NEVER = float("-inf")
+LOW = -1e30  # a maximum before any score
+_CHAINS = 4  # partial maxima and sums of a row, which do not wait for each other
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A chunk: its first key, its clause, and where it is listed, whether the two rows list it."""
+
+    start: Value
+    number: Value
+    seen: list[Value] | None
+
+
+class Weights:
+    """The scores of a warp group and what becomes of them, 64 rows by the keys of a chunk."""
+
+    def __init__(self, compute: Compute) -> None:
+        self.compute, self.kernel, self.cut = compute, compute.kernel, compute.cut
+        keys = self.cut.keys
+        self.scores, self.packed = scratch(keys // 2, "float32"), scratch(keys // 4, "uint32")
+        self.peak, self.total, self.shrink = (scratch(2, "float32") for _ in range(3))
+        self.moved = cell("int32", const(0, "int32"))
+
+    def start(self) -> None:
+        """Forget the item before."""
+        for half in range(2):
+            store(self.peak, const(LOW, "float32"), half)
+            store(self.total, const(0.0, "float32"), half)
+
+    def hold(self) -> None:
+        """Keep reads of the scores behind the wait for their products."""
+        wgmma.hold(self.scores, self.cut.keys // 2)
+
+    def elements(self) -> list[tuple[int, int, int]]:
+        """Return the registers of scores: number, half of the rows, key before that of the lane."""
+        return [
+            (4 * j + 2 * half + c, half, 8 * j + c)
+            for j in range(self.cut.keys // 8) for c in range(2) for half in range(2)
+        ]  # fmt: skip
+
+    # --- what rows see --------------------------------------------------------------------------
+
+    def read(self) -> Chunk:
+        """Read what the feed tells about the chunk at hand, before its keys are given back."""
+        kernel, words = self.kernel, member_words(self.cut)
+        meta = T.bind(self.compute.at.stage * kernel.meta_words)
+        start = T.bind(load(kernel.meta, meta))
+        number = T.bind(T.shift_right(load(kernel.meta, meta + 1), CLAUSE_BIT))
+        if not kernel.listed:
+            return Chunk(start, number, None)
+        found = []
+        for half in range(1 if self._warps_are_tokens else 2):
+            token = self._token(half)
+            word = load(kernel.meta, meta + 2 + (self.compute.group * words + token // 32))
+            bit = T.bitwise_and(T.shift_right(word, token % 32), const(1, "int32")) > 0
+            # In a range, all rows take part.
+            for n, (_, clause) in enumerate(kernel.clauses):
+                if clause.keys is None:
+                    bit = T.Or(bit, equal(number, const(n, "int32")))
+            found.append(T.bind(bit))
+        return Chunk(start, number, (found * 2)[:2])
+
+    @property
+    def _warps_are_tokens(self) -> bool:
+        return self.cut.heads % 16 == 0
+
+    def _token(self, half: int) -> Value:
+        """Return the token of a row, in its warp group."""
+        if self._warps_are_tokens:
+            return T.bind(self.compute.warp * 16 // self.cut.heads)
+        return T.bind(self.compute.rows[half] // self.cut.heads)
+
+    def _position(self, half: int) -> tuple[Value, Value]:
+        """Return the absolute position of a row's query, and its head."""
+        token = self._token(half)
+        head = self.compute.head + (self.compute.rows[half] - token * self.cut.heads)
+        return T.bind(self.compute.view.i_min + token), T.bind(head)
+
+    def hide(self, chunk: Chunk) -> None:
+        """Apply the score mod, and hide what rows do not see."""
+        kernel = self.kernel
+        if kernel.scaled:
+            self._modify(chunk.start)
+        with T.If(equal(get(self.compute.status), const(MASKED, "int32"))), T.Then():
+            for n in range(len(kernel.clauses)):
+                if len(kernel.clauses) == 1:
+                    self._mask(n, chunk.start)
+                else:
+                    with T.If(equal(chunk.number, const(n, "int32"))), T.Then():
+                        self._mask(n, chunk.start)
+        # Where a warp is one token, and takes chunks one by one, it has left out what it skips.
+        if chunk.seen is not None and not (self._warps_are_tokens and not self.cut.ahead):
+            with T.If(T.Not(T.And(*chunk.seen))), T.Then():
+                for n, half, _ in self.elements():
+                    self._keep(n, chunk.seen[half])
+
+    def _keep(self, n: int, visible: Value) -> None:
+        hidden = const(NEVER, "float32")
+        store(self.scores, select(visible, load(self.scores, n), hidden), n)
+
+    def _modify(self, start: Value) -> None:
+        task = self.kernel.task
+        places = [self._position(half) for half in range(2)]
+        for n, half, key in self.elements():
+            score = T.bind(load(self.scores, n) * const(task.scale, "float32"))
+            if task.mod is not None:
+                query, head = places[half]
+                j = T.bind(start + (key + self.compute.lane % 4 * 2))
+                score = self.compute.view.number(task.mod, query, head, j, score)
+            store(self.scores, score, n)
+
+    def _mask(self, n: int, start: Value) -> None:
+        source, clause = self.kernel.clauses[n]
+        places = [self._position(half) for half in range(2)]
+        first = T.bind(start + self.compute.lane % 4 * 2)
+        if len(source.clauses) == 1 and exact(clause):
+            # One query sees a range: compare keys, which are constants, with its ends. Of several
+            # clauses, the later ones leave out what the earlier ones have for the whole group.
+            view = self.compute.view
+            length = T.bind(view.sequence.count(source.k.rows))
+            ends = []
+            for query, _ in places:
+                seen = view._hull(clause, length, query, query)
+                ends.append((T.bind(seen.lo - first), T.bind(seen.hi - first)))
+            for at, half, key in self.elements():
+                low, high = ends[half]
+                visible = high > key
+                if clause.hull.lo != (Const(0),):
+                    visible = T.And(low <= key, visible)
+                self._keep(at, visible)
+            return
+        hull = self.kernel.hull(self.compute.base, self.compute.group, n)
+        for at, half, key in self.elements():
+            j = T.bind(first + key)
+            visible = T.And(j >= hull.lo, j < hull.hi)
+            if clause.residual != TRUE:
+                query, head = places[half]
+                seen = self.compute.view.value(clause.residual, query, head, j)
+                visible = T.And(visible, seen)
+            self._keep(at, visible)
+
+    # --- softmax --------------------------------------------------------------------------------
+
+    def soften(self) -> None:
+        """Turn scores into weights; `shrink` says how the sums shrink, where they have to."""
+        rate = const(self.kernel.rate, "float32")
+        scores, tops = self.scores, []
+        for half in range(2):
+            mine = [load(scores, n) for n, h, _ in self.elements() if h == half]
+            top = across(_together(mine, maximum), maximum, 4)
+            tops.append(T.bind(maximum(load(self.peak, half), top * rate)))
+        growth = maximum(*(tops[half] - load(self.peak, half) for half in range(2)))
+        patience = const(float(self.cut.patience), "float32")
+        put(self.moved, cast(self.any(growth > patience), "int32"))
+        with T.If(get(self.moved) > 0), T.Then():
+            for half in range(2):
+                ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - tops[half])
+                store(self.peak, tops[half], half)
+                store(self.total, load(self.total, half) * load(self.shrink, half), half)
+        for n, half, _ in self.elements():
+            ptx("ex2.approx.ftz.f32", scores[n], load(scores, n) * rate - load(self.peak, half))
+        for half in range(2):
+            mine = [load(scores, n) for n, h, _ in self.elements() if h == half]
+            store(self.total, load(self.total, half) + _together(mine, lambda a, b: a + b), half)
+
+    def shrink_sums(self) -> None:
+        """Make the sums fit the new maximum."""
+        with T.If(get(self.moved) > 0), T.Then():
+            for n in range(self.kernel.dim // 2):
+                out = load(self.compute.out, n) * load(self.shrink, n // 2 % 2)
+                store(self.compute.out, out, n)
+
+    def pack(self) -> None:
+        """Round the weights into A operands."""
+        wgmma.pack_columns(self.packed, self.scores, self.kernel.dtype, self.cut.keys)
+
+    def clear(self) -> None:
+        """Make all weights zero."""
+        for n in range(self.cut.keys // 4):
+            store(self.packed, const(0, "uint32"), n)
+
+    def any(self, flag: Value) -> Value:
+        """Tell whether a flag holds in some lane of the warp."""
+        votes = T.cuda.ballot_sync(const(FULL, "uint32"), cast(flag, "int32"))
+        return T.bind(votes > const(0, "uint32"))
+
+
+def uniform(value: Value) -> Value:
+    """Return a value that all lanes have, in a way that tells the compiler so."""
+    zero, warp = const(0, "int32"), const(32, "int32")
+    return pin(T.tvm_warp_shuffle(const(FULL, "uint32"), value, zero, warp, warp))
+
+
+def _together(values: list[Value], combine: object) -> Value:
+    """Combine numbers in a few chains side by side, and those in the end."""
+    chains = values[:_CHAINS]
+    for n, value in enumerate(values[_CHAINS:]):
+        chains[n % _CHAINS] = T.bind(combine(chains[n % _CHAINS], value))  # type: ignore[operator]
+    while len(chains) > 1:
+        pairs = zip(chains[::2], chains[1::2], strict=True)
+        chains = [T.bind(combine(a, b)) for a, b in pairs]  # type: ignore[operator]
+    return chains[0]

@@ -1,0 +1,91 @@
+"""Attention over tiles of keys on Hopper: what is taken, and what the compiler makes of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tvm_ffi import libinfo
+
+from schedules import attend_tiles_sm90
+from sparsegen import arch as archs
+from sparsegen import patterns
+from sparsegen.codegen.gpu.build import code_options, run, toolkit
+from sparsegen.codegen.tvm import cuda_source
+from sparsegen.errors import CompileError
+from sparsegen.lowering.binding import Binding
+from sparsegen.lowering.partition import partition
+from sparsegen.lowering.space import Rejected
+from sparsegen.lowering.tasks import AttendTask
+
+ARCH = archs.get("sm_90")
+
+
+def tasks(name: str, config: int = 0, **options: Any) -> list[AttendTask]:
+    """Return the attend tasks of a published shape."""
+    found = patterns.configs(name)[config]
+    program = patterns.load(name).trace(**found.hyper)
+    sizes = {k: v for k, v in found.sizes.items() if k not in (program.query, program.key)}
+    binding = {"dtype": "bfloat16", "sizes": tuple(sorted(sizes.items())), **options}
+    return [t for t in partition(program, Binding(**binding)).tasks if isinstance(t, AttendTask)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["alibi", "causal", "document", "full", "infllm_v2", "mla_prefill", "moba", "msa", "nsa",
+     "quest", "seer", "sliding_window", "softcap", "xattention"],
+)  # fmt: skip
+def test_takes_published_shapes(name: str) -> None:
+    for task in tasks(name):
+        assert attend_tiles_sm90.accepts(task, ARCH) is None
+        knobs = attend_tiles_sm90.default(task, ARCH)
+        assert next(iter(attend_tiles_sm90.space(task, ARCH))) == knobs
+
+
+def test_refuses_with_a_reason() -> None:
+    def reason(task: AttendTask) -> str:
+        return attend_tiles_sm90.accepts(task, ARCH) or ""
+
+    assert "float32" in reason(tasks("causal", dtype="float32")[0])
+    assert "at most 256" in reason(tasks("v4_hca")[0])
+    assert "several lists" in reason(tasks("vertical_slash")[0])
+    assert "4 keys of a listed block" in reason(tasks("qsa")[0])
+    assert "pages of [24]" in reason(tasks("causal", layout="paged", page_size=24)[0])
+    (task,) = tasks("causal")
+    part = replace(task.q.parts[0], size=40)
+    assert "parts of 40" in reason(replace(task, q=replace(task.q, parts=(part,))))
+
+
+def test_says_what_does_not_fit() -> None:
+    (task,) = tasks("mla_prefill")
+    with pytest.raises(CompileError, match=r"bytes of shared memory, sm_90 has 232448"):
+        attend_tiles_sm90.apply(task, attend_tiles_sm90.Knobs(stages=6), ARCH)
+    with pytest.raises(CompileError, match="registers of sums, scores and weights"):
+        attend_tiles_sm90.apply(tasks("causal")[0], attend_tiles_sm90.Knobs(groups=3), ARCH)
+    found = list(attend_tiles_sm90.space(task, ARCH))
+    assert sum(not isinstance(k, Rejected) for k in found) >= 3
+    assert all(k.reason for k in found if isinstance(k, Rejected))
+
+
+@pytest.mark.parametrize("name", ["mla_prefill", "nsa", "sliding_window"])
+def test_nothing_spills(name: str, tmp_path: Path) -> None:
+    try:
+        kit = toolkit()
+    except CompileError as error:
+        pytest.skip(str(error))  # CUDA code needs nvcc
+    # Of NSA, the branch of selected blocks.
+    task = next((t for t in tasks(name) if t.lists), tasks(name)[0])
+    knobs = attend_tiles_sm90.default(task, ARCH)
+    source, cubin = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
+    source.write_text(cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH))
+    includes = [f"-I{p}" for p in (*libinfo.include_paths(), *kit.includes)]
+    command = [
+        str(kit.nvcc), *code_options(ARCH), "-O3", "-std=c++17", "-w", "-Xptxas", "-v",
+        *includes, "-cubin", str(source), "-o", str(cubin),
+    ]  # fmt: skip
+    said = run(command, cubin.name)
+    assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
+    assert "C75" not in said, "products are serialised"

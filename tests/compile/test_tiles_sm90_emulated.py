@@ -1,0 +1,171 @@
+"""Attention over tiles of keys on an emulated Hopper, against float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import tvm_ffi
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sparsegen as sg
+from schedules import attend_tiles_sm90
+from schedules.attend_tiles_sm90 import Knobs
+from sparsegen import arch as archs
+from sparsegen import patterns
+from sparsegen.codegen.tvm import cuda_source
+from sparsegen.lowering.binding import Binding
+from sparsegen.lowering.partition import partition
+from sparsegen.lowering.tasks import AttendTask
+from sparsegen.patterns import Config
+from tests.emulator import compile_source, emulated
+from tests.gpu.test_patterns_gpu import guarded, verify
+from tests.harness import Case, batch, listed, one_sequence, poisoned
+
+ARCH = archs.get("sm_90")
+LENGTHS = [(5, 31), (0, 17), (3, 1), (2, 0), (1, 129), (70, 190), (19, 13)]  # queries, keys
+SMALL = {"T": 37, "S": 150, "Hq": 6, "Hk": 2, "D": 64, "E": 64}
+NSA = Config(
+    "nsa", {"T": 70, "S": 70, "Hq": 32, "Hk": 2, "D": 64, "E": 64},
+    {"l": 32, "d": 16, "L": 32, "n": 3, "W": 40},
+)  # fmt: skip
+WINDOW = Config("window", {**SMALL, "Hq": 4}, {"window": 40, "first": 2})
+
+
+def check(case: Case, scale: float = 1.0) -> None:
+    with emulated((9, 0)), guarded(0xFF) as untouched:
+        kernel = case.compile("sm_90")
+        got = listed(kernel(**case.inputs, **case.call))
+        untouched()
+    used = {s.name for n, s in kernel.schedules.items() if n.startswith("attend")}
+    assert used == {"attend_tiles_sm90"}
+    verify(case, got, scale)
+
+
+@pytest.mark.parametrize("layout", ["ragged", "paged"])
+def test_ranges_of_sequences(layout: str) -> None:
+    for name, config in (("causal", Config("odd", SMALL)), ("sliding_window", WINDOW)):
+        dtype = torch.float16 if layout == "paged" else torch.bfloat16
+        check(batch(name, config, layout, LENGTHS, page=64, dtype=dtype, explicit=False))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_reaches_those_who_see_it(value: float) -> None:
+    check(poisoned("causal", Config("odd", SMALL), torch.bfloat16, value))
+
+
+def test_operands_in_parts_that_need_a_copy() -> None:
+    sizes = {"T": 70, "S": 70, "H": 2, "n": 64, "r": 64, "c": 64, "v": 64}
+    config = Config("odd", sizes, patterns.configs("mla_prefill", test=True)[0].hyper)
+    check(one_sequence("mla_prefill", config, torch.bfloat16))
+
+
+def test_branches_that_are_merged() -> None:
+    # Three outputs are summed, each times a gate.
+    check(one_sequence("nsa", NSA, torch.bfloat16), scale=3.0)
+
+
+# --- lists that the caller gives -----------------------------------------------------------------
+
+
+@sg.pattern
+def blocks(
+    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"],
+    x: sg.Tensor["T Hk e"], y: sg.Tensor["S Hk e"], *, L, n,
+):  # fmt: skip
+    i, j = sg.index(q, k)
+    s = sg.reduce(sg.score(x, y), "max", by=(sg.head(x), i, j // L))
+    sel = sg.select(s, topk=n)
+    o = sg.attend(q, k, v, where=(j <= i) & sel[sg.head(q) // q.group, i, j // L])
+    return o, o.lse
+
+
+# Query heads, key heads, keys and number of blocks, knobs.
+KERNELS = [
+    (16, 1, 64, 3, Knobs(groups=3, keys=64, stages=3, resident=1, ahead=False)),
+    (2, 2, 32, 4, Knobs(groups=2, keys=32, stages=2, ahead=False)),
+    (6, 2, 128, 2, Knobs(groups=2, keys=64, stages=2, queries=2, ahead=True)),
+]
+
+
+@pytest.fixture(scope="module")
+def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Return what compiles a kernel, and what says of it how memory is shaped."""
+    folder = tmp_path_factory.mktemp("attend")
+
+    @cache
+    def compiled(number: int) -> Any:
+        heads, key_heads, width, count, knobs = KERNELS[number]
+        sizes = tuple(sorted({"Hq": heads, "Hk": key_heads, "D": 64, "e": 64}.items()))
+        plan = partition(blocks.trace(L=width, n=count), Binding(dtype="bfloat16", sizes=sizes))
+        task = next(t for t in plan.tasks if isinstance(t, AttendTask))
+        path = folder / f"{number}.so"
+        compile_source(cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH), ARCH, path)
+        memory = attend_tiles_sm90.scratch(task, knobs, ARCH)
+        return tvm_ffi.load_module(str(path))[task.name], [b for b, _ in memory]
+
+    return compiled
+
+
+@pytest.mark.parametrize("number", range(len(KERNELS)))
+@settings(max_examples=12, deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 300)), min_size=1, max_size=3),
+    seed=st.integers(0, 99),
+    causal=st.booleans(),
+    poison=st.booleans(),
+)
+def test_lists_of_blocks(
+    attend: Callable[..., Any], number: int, lengths: list[tuple[int, int]], seed: int,
+    causal: bool, poison: bool,
+) -> None:  # fmt: skip
+    """Indices of every invalid kind, some twice; NaN where some rows do not look."""
+    heads, key_heads, width, count, _ = KERNELS[number]
+    function, memory = attend(number)
+    generator = torch.Generator().manual_seed(seed)
+    n_q, n_k = (sum(x[i] for x in lengths) for i in range(2))
+    q, k, v = (
+        torch.randn(n, h, 64, generator=generator).bfloat16()
+        for n, h in ((n_q, heads), (n_k, key_heads), (n_k, key_heads))
+    )
+    if poison and n_k:
+        v[n_k // 2] = math.nan
+    cu_q, cu_k = (torch.tensor([0, *(x[i] for x in lengths)]).cumsum(0).int() for i in range(2))
+    offset = torch.tensor([s - t if causal else s for t, s in lengths]).int()
+    lists = torch.randint(-1, 6, (n_q, key_heads, count), generator=generator, dtype=torch.int32)
+    lists[::5] = -(2**31)
+    lists[1::7, :, 0] = 2**31 - 1
+    out = torch.full((n_q, heads, 64), math.nan).bfloat16()
+    lse = torch.full((n_q, heads), math.nan)
+    rest = []
+    for buffer in memory:
+        rows = () if buffer.rows.space == "none" else (n_q // buffer.rows.block + 2 * len(lengths),)
+        shape = [4096 if n == -1 else n for n in buffer.shape]
+        rest.append(torch.full((*rows, *shape), -1, dtype=torch.int32))
+    function(cu_q, cu_k, offset, lists, q, k, v, out, lse, *rest)
+    group = heads // key_heads
+    for b, (t, s) in enumerate(lengths):
+        for i in range(t):
+            row, position = int(cu_q[b]) + i, int(offset[b]) + i
+            for h in range(key_heads):
+                times = torch.zeros(s, dtype=torch.float64)
+                for x in lists[row, h].tolist():
+                    if 0 <= x * width < s:
+                        times[x * width : (x + 1) * width] += 1
+                seen = (times > 0) & (torch.arange(s) <= position)
+                mine = slice(h * group, (h + 1) * group)
+                keys, values = (x[int(cu_k[b]) :][:s][seen][:, h].double() for x in (k, v))
+                scores = q[row, mine].double() @ keys.T / 8 + times[seen].log()
+                want = (
+                    scores.softmax(-1) @ values if seen.any() else torch.zeros(group, 64).double()
+                )
+                got = out[row, mine].double()
+                torch.testing.assert_close(got, want, atol=8e-3, rtol=3.01 / 128, equal_nan=True)
+                torch.testing.assert_close(
+                    lse[row, mine].double(), scores.logsumexp(-1), atol=1e-5, rtol=2.01 / 65536
+                )
