@@ -20,6 +20,8 @@ namespace emu {
 struct Waitable {
   int generation = 0;
   virtual std::string name() const = 0;
+  // Whether it needs whoever else may wait for it.
+  virtual bool together() const { return true; }
   virtual ~Waitable() = default;
 };
 
@@ -27,7 +29,7 @@ struct Fiber {
   void* sp = nullptr;
   const Waitable* on = nullptr;
   int seen = 0;
-  bool done = false, polls = false;
+  bool done = false, polls = false, pauses = false;
 };
 
 inline constexpr size_t kStack = 256 << 10;
@@ -100,9 +102,19 @@ void poll() {
   leave();
 }
 
-// Perhaps let others run, where it is easy to forget that they may.
+inline bool can_run(const Fiber& f) { return !f.done && !(f.on && f.on->generation == f.seen); }
+
+// Perhaps let others run, where it is easy to forget that they may. The lanes of a warp go on
+// together where they can, as they do on a GPU though nothing says so.
 inline void pause() {
-  if (one_in(4)) leave();
+  if (!one_in(4)) return;
+  int first = current / 32 * 32;
+  for (int n = first; n < std::min(first + 32, block_threads); ++n) {
+    const Fiber& f = fibers[n];
+    if (n != current && (can_run(f) || (f.on && !f.on->together()))) return;
+  }
+  fibers[current].pauses = true;
+  leave();
 }
 
 inline void entry() {
@@ -203,29 +215,34 @@ inline void prepare(int threads) {
 
 enum Progress { kNone, kPolled, kMoved };
 
-// Let each thread of a warp run that can.
+// Let a warp go on for as long as it can.
 inline Progress run_warp(int warp, int& left) {
   Progress made = kNone;
-  for (int n = warp * 32; n < std::min(warp * 32 + 32, block_threads); ++n) {
-    Fiber& f = fibers[n];
-    if (f.done || (f.on && f.on->generation == f.seen)) continue;
-    f.on = nullptr;
-    f.polls = false;
-    current = n;
-    threadIdx = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
-    ++switches;
-    running = true;
-    emu_switch(&scheduler, f.sp);
-    running = false;
-    if (!failure.empty()) throw GivenUp();
-    left -= f.done;
-    made = std::max(made, f.polls ? kPolled : kMoved);
+  int first = warp * 32, last = std::min(first + 32, block_threads);
+  for (int n = first; n < last; ++n) fibers[n].polls = fibers[n].pauses = false;
+  for (bool again = true; again;) {
+    again = false;
+    for (int n = first; n < last; ++n) {
+      Fiber& f = fibers[n];
+      if (!can_run(f) || f.polls || f.pauses) continue;
+      f.on = nullptr;
+      current = n;
+      threadIdx = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
+      ++switches;
+      running = true;
+      emu_switch(&scheduler, f.sp);
+      running = false;
+      if (!failure.empty()) throw GivenUp();
+      left -= f.done;
+      again = true;
+      made = std::max(made, f.polls ? kPolled : kMoved);
+    }
   }
   return made;
 }
 
-// Run the threads of one block to their end. A warp goes on for as long as it can before the next
-// has a turn, so that some get far ahead of others; which comes first changes now and then.
+// Run the threads of one block to their end. The first warp that can go on does, so that some get
+// far ahead of others; which comes first changes now and then.
 inline void run_block() {
   prepare(block_threads);
   std::vector<int> order((block_threads + 31) / 32);
