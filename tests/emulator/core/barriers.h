@@ -79,7 +79,6 @@ struct MBarrier : Waitable {
   uint32_t address = 0;
   int count = 0, pending = 0;
   long long bytes = 0;
-  bool together() const override { return false; }
   std::string name() const override {
     return "mbarrier at " + text(address) + " to leave phase " + text(generation) + " (" +
            text(pending) + " of " + text(count) + " arrivals and " + text(bytes) +

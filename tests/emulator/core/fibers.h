@@ -20,8 +20,6 @@ namespace emu {
 struct Waitable {
   int generation = 0;
   virtual std::string name() const = 0;
-  // Whether it needs whoever else may wait for it.
-  virtual bool together() const { return true; }
   virtual ~Waitable() = default;
 };
 
@@ -104,15 +102,13 @@ void poll() {
 
 inline bool can_run(const Fiber& f) { return !f.done && !(f.on && f.on->generation == f.seen); }
 
-// Perhaps let others run, where it is easy to forget that they may. The lanes of a warp go on
-// together where they can, as they do on a GPU though nothing says so.
+// Perhaps let others run, where it is easy to forget that they may. Only for the last lane of a
+// warp: lanes go on together where they can, as they do on a GPU though nothing says so.
 inline void pause() {
   if (!one_in(4)) return;
   int first = current / 32 * 32;
-  for (int n = first; n < std::min(first + 32, block_threads); ++n) {
-    const Fiber& f = fibers[n];
-    if (n != current && (can_run(f) || (f.on && !f.on->together()))) return;
-  }
+  for (int n = first; n < std::min(first + 32, block_threads); ++n)
+    if (n != current && !fibers[n].done) return;
   fibers[current].pauses = true;
   leave();
 }
