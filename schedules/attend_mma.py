@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu.attend import (
-    AttendKernel,
+from sparsegen.codegen.gpu.attend import AttendKernel
+from sparsegen.codegen.gpu.attend_cut import (
     Shape,
     dtype_of,
     registers,
