@@ -58,6 +58,13 @@ def dtype_of(task: AttendTask) -> str | None:
     return "bfloat16" if "bfloat16" in found else next(iter(found), None)
 
 
+def converts(task: AttendTask) -> bool:
+    """Tell whether keys or values of another type are converted on their way to shared memory."""
+    dtype = dtype_of(task)
+    parts = [p for s in task.sources for o in (s.k, s.v) for p in o.parts]
+    return any(p.fn is not None or p.buffer.dtype != dtype for p in parts)
+
+
 def inner(task: AttendTask) -> list[int] | None:
     """Return where in the keys of each source its values are; None unless all lie there."""
     columns = [inside(s.v, s.k) for s in task.sources]
