@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu.attend import (
-    AttendKernel,
+from sparsegen.codegen.gpu.attend import AttendKernel
+from sparsegen.codegen.gpu.attend_cut import (
     Shape,
+    converts,
     dtype_of,
     registers,
     shape_of,
@@ -48,6 +49,7 @@ class Knobs:
 
 
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
+CONVERTED = 16  # of these, where keys or values are converted
 _BARRIERS = 15
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 # The best on an H100 first, of those that fit.
@@ -178,9 +180,9 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
     if shape.threads > 1024:
         return f"{shape.threads} threads of a block"
-    sums = registers(task, shape)
-    if sums > SUMS:
-        return f"{sums} registers of a thread for scores and sums, of {SUMS}"
+    sums, most = registers(task, shape), SUMS - CONVERTED * converts(task)
+    if sums > most:
+        return f"{sums} registers of a thread for scores and sums, of {most}"
     if sums * shape.threads > 48 << 10:
         return f"{sums * shape.threads} registers of a block for scores and sums"
     return None

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.attend import shared_heads
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.launch import kernel

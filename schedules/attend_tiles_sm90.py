@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.gpu import convert
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.tiled import TiledKernel
 from sparsegen.codegen.gpu.tiled_cut import (

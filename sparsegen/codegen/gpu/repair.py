@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import find_tile
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.gpu.attend import AttendKernel, Shape, Tile, shape_of, shared_bytes
+from sparsegen.codegen.gpu.attend import AttendKernel, Tile
+from sparsegen.codegen.gpu.attend_cut import Shape, shape_of, shared_bytes
 from sparsegen.codegen.gpu.launch import launch, sync
 from sparsegen.codegen.tvm import T, cast, const, load
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.gpu import mma
 from sparsegen.codegen.gpu.launch import Place
-from sparsegen.codegen.gpu.mma import Fragments, Panel
+from sparsegen.codegen.gpu.mma import UNIT, Fragments, Panel
 from sparsegen.codegen.gpu.tiles import Loader, Locate
 from sparsegen.codegen.tvm import Memory, T, load, scratch, store
 from sparsegen.lowering.tasks import SelectTask
@@ -75,7 +75,8 @@ class TensorCores:
         assert found is not None
         self.task, self.shape, self.place, self.dtype = task, shape, place, found
         self.deep = -(-task.q.dim // 16) * 16
-        pitch = self.deep
+        # An odd number of units, as what permutes them takes registers: threads have few.
+        pitch = self.deep + UNIT
         self.queries = Panel(pool.alloc((shape.rows * pitch,), found, align=128), pitch)
         self.keys = Panel(pool.alloc((shape.keys * pitch,), found, align=128), pitch)
         self.loader = Loader(arguments, place.thread, shape.threads, found)
@@ -88,7 +89,7 @@ class TensorCores:
     @staticmethod
     def bytes(task: SelectTask, shape: Shape) -> int:
         """Return the shared memory it takes."""
-        return 2 * (shape.rows + shape.keys) * (-(-task.q.dim // 16) * 16)
+        return 2 * (shape.rows + shape.keys) * (-(-task.q.dim // 16) * 16 + UNIT)
 
     def clear(self) -> None:
         """Make zeros of what no operand fills: columns beside them."""

@@ -16,7 +16,7 @@ from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.stream import Bounds
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline, tma
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.repair import repair

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.attend import shared_heads
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.pipeline import GROUP
 from sparsegen.codegen.tvm import Value, const
