@@ -25,7 +25,6 @@ from sparsegen.runtime import catalog
 from tests.harness import letters
 
 RELEASE = "13.0"
-SPILLS = 160  # bytes, stores and loads
 ARCHS = [name for name in arch.names() if arch.get(name).kind == "cuda"]
 # Together they use every schedule for GPUs: what only architecture changes is compiled for each.
 CASES = [
@@ -72,8 +71,7 @@ def test_resources(
     mix = instructions(run([str(dump), "-sass", str(cubin)], cubin.name))
     lines, shared = [], launches(tvm.cuda_source(tvm.merge(modules), gpu))
     for kernel, used in resources(said).items():
-        # A few values that wait for the outputs may be spilled, where 512 columns take registers.
-        assert used["spill"] <= SPILLS, f"{kernel} spills {used['spill']} bytes"
+        assert used["spill"] == 0, f"{kernel} spills {used['spill']} bytes"
         told = ", ".join(f"{n} {mix[kernel][n]}" for n in INSTRUCTIONS if mix[kernel][n])
         lines.append(
             f"{kernel}: {used['registers']} registers, {used['spill']} bytes spilled, "

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,11 +22,13 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
 from sparsegen.runtime import kernel
+from sparsegen.runtime.build import toolchain
 from sparsegen.runtime.standalone.gpu import Gpu
 from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
 CORE = Path(__file__).parent / "core" / "emulator.cc"
+_SOURCES = {".py", ".h", ".cc"}
 _OPTIONS = ["-std=c++17", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 
 
@@ -75,6 +78,15 @@ def compile_source(source: str, arch: Arch, path: Path, codes: Any = None) -> st
     return "emulator"
 
 
+@cache
+def _version() -> dict[str, str]:
+    """Return what keys of the cache add, so that nobody takes an emulated kernel for another."""
+    hashes = sha256()
+    for file in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in _SOURCES):
+        hashes.update(file.read_bytes())
+    return {**toolchain(), "emulator": hashes.hexdigest()}
+
+
 class _Device(str):
     """Is a GPU, but takes tensors of the CPU."""
 
@@ -97,6 +109,7 @@ def emulated(capability: tuple[int, int] = (9, 0)) -> Iterator[None]:
     stream = SimpleNamespace(synchronize=lambda: None)
     with (
         mock.patch("sparsegen.codegen.gpu.build.compile_source", compile_source),
+        mock.patch("sparsegen.runtime.build.toolchain", _version),
         mock.patch.object(kernel, "describe", described),
         mock.patch("sparsegen.runtime.standalone.device.gpu", return_value=found),
         mock.patch.object(torch.cuda, "is_current_stream_capturing", return_value=False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
@@ -35,7 +36,7 @@ from sparsegen.codegen.tvm import (
     select,
     store,
 )
-from sparsegen.lowering.tasks import Clause, KeySource
+from sparsegen.lowering.tasks import Clause, KeySource, Rows
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
@@ -220,7 +221,10 @@ class Feed:
         kernel, cut, at = self.kernel, self.cut, self.at
         which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
         keys, values = self.sources[which]
-        row = T.bind(cast(item.sequence.row(source.k.rows, j), "int32"))
+
+        def row(rows: Rows) -> Value:
+            return T.bind(cast(item.sequence.row(rows, j), "int32"))
+
         key_head = T.bind(item.head // kernel.task.group)
         status = const(n << CLAUSE_BIT, "int32")
         for g in range(cut.groups):
@@ -266,11 +270,17 @@ class Feed:
             size = size + select(present > 0, const(source.bytes, "uint32"), const(0, "uint32"))
         kernel.item_ready.expect(self.item_at.stage, T.bind(size))
         barrier = kernel.item_ready.pointer(self.item_at.stage)
+        start = T.bind(cast(item.sequence.q_start, "int32") + first)
         for g, present in enumerate(item.present):
+            row = start + g * cut.tokens
             with T.If(present > 0), T.Then():
-                row = cast(item.sequence.q_start, "int32") + (first + g * cut.tokens)
                 to = (self.item_at.stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
-                source.load(kernel.queries, to, barrier, T.bind(row), item.head)
+                source.load(kernel.queries, to, barrier, partial(_always, row), item.head)
+
+
+def _always(row: Value, rows: Rows) -> Value:
+    """Return a row that is known, whatever it is a row of."""
+    return row
 
 
 def _signed(bits: int) -> int:

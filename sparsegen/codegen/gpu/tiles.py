@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.rows import Arguments
+from sparsegen.codegen.cpu.stream import pin
 from sparsegen.codegen.cpu.vec import load_f32
 from sparsegen.codegen.exprs import Env, emit
 from sparsegen.codegen.gpu.launch import FUNCTIONS
-from sparsegen.codegen.gpu.mma import Panel, copy_16_bytes
+from sparsegen.codegen.gpu.mma import UNIT, Panel, copy_16_bytes
 from sparsegen.codegen.tvm import T, Value, cast, const, store
 from sparsegen.lowering.tasks import Buffer, Operand, Part, Rows
 
-# Given a row of a tile: whether it exists, the row of a buffer with these rows, and the head.
-Locate = Callable[[Value, Rows], tuple[Value, Value, Value]]
+# Given a row of a tile: whether it exists (None: all do), the row of a buffer with these rows, and
+# the head.
+Locate = Callable[[Value, Rows], tuple[Value | None, Value, Value]]
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,34 @@ class Loader:
         return base + cast(head, "int64") * dim if heads > 1 else base
 
     def _copy(self, panel: Panel, rows: int, part: Part, column: int, locate: Locate) -> None:
-        pieces = part.size // 8
+        """Copy by neighbouring threads, up to 8 of them to a row, whose place is found once."""
+        beside = math.gcd(part.size // UNIT, 8)
+        apart = self.threads // beside  # rows that are copied at a time
         flat = self.arguments[part.buffer].flat
+        own, first = pin(self.thread // beside), pin(self.thread % beside * UNIT)
+        # Threads that go on by whole spans and rows find the permutation of units once.
+        span = beside * UNIT
+        same = span % panel.span == 0 and (column + panel.first) % panel.span == 0
+        steady = same and (apart % 8 == 0 or rows <= apart)
+        origin = pin(panel.base + panel.origin(own, first)) if steady else None
 
-        def piece(n: Value) -> None:
-            r, c = T.bind(n // pieces), T.bind(n % pieces * 8)
+        def row_of(step: int) -> None:
+            r = own + step * apart
             there, row, head = locate(r, part.buffer.rows)
-            at = T.bind(self._offset(part, row, head) + cast(c, "int64"))
-            copy_16_bytes(panel, r, c + column, flat.ptr_to([at]), there)
+            at = T.bind(self._offset(part, row, head) + cast(first, "int64"))
+            for n in range(0, part.size, span):
+                if origin is None:
+                    to = panel.index(r, first + (column + n))
+                else:
+                    to = panel.shifted(origin, column + n) + step * apart * panel.pitch
+                copy_16_bytes(panel.memory.ptr_to([to]), flat.ptr_to([at + n]), there)
 
-        self._each(rows * pieces, piece)
+        for step in range(-(-rows // apart)):
+            if (step + 1) * apart > rows:
+                with T.If(own < rows - step * apart), T.Then():
+                    row_of(step)
+            else:
+                row_of(step)
 
     def _convert(self, panel: Panel, rows: int, part: Part, column: int, locate: Locate) -> None:
         flat = self.arguments[part.buffer].flat
@@ -85,9 +106,9 @@ class Loader:
             r, c = T.bind(n // part.size), T.bind(n % part.size)
             there, row, head = locate(r, part.buffer.rows)
             at = T.bind(self._offset(part, row, head) + cast(c, "int64"))
-            to = T.bind(r * panel.pitch + (c + (column + panel.first)))
+            to = T.bind(panel.index(r, c + column))
             store(panel.memory, const(0.0, self.dtype), to)
-            with T.If(there), T.Then():
+            with T.If(const(True, "bool") if there is None else there), T.Then():
                 x = load_f32(flat, part.buffer.dtype, at)
                 if part.fn is not None:
                     x = emit(part.fn, Env(symbols={"x": T.bind(x)}, functions=FUNCTIONS))

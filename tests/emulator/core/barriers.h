@@ -63,7 +63,10 @@ void barrier_sync(uint32_t id, uint32_t count) {
 
 void barrier_sync(uint32_t id) { barrier_sync(id, (block_threads + 31) / 32 * 32); }
 
-void barrier_arrive(uint32_t id, uint32_t count) { barrier_enter(id, count, "bar.arrive"); }
+void barrier_arrive(uint32_t id, uint32_t count) {
+  barrier_enter(id, count, "bar.arrive");
+  pause();
+}
 
 int syncthreads(int value, int which) {
   Barrier& b = barriers[0];
@@ -128,12 +131,18 @@ inline void mbarrier_complete(uint32_t address, uint32_t bytes) {
   mbarrier_advance(b);
 }
 
-void mbarrier_arrive(uint32_t address, uint32_t count) {
+inline void mbarrier_count(uint32_t address, uint32_t count) {
   MBarrier& b = mbarrier(address, "mbarrier.arrive");
   if ((int)count > b.pending || !count)
     fail("mbarrier.arrive: " + text(count) + " more arrivals at " + b.name());
   b.pending -= count;
   mbarrier_advance(b);
+}
+
+void mbarrier_arrive(uint32_t address, uint32_t count) {
+  pause();
+  mbarrier_count(address, count);
+  pause();
 }
 
 void mbarrier_arrive_expect(uint32_t address, uint32_t bytes) {
@@ -147,6 +156,7 @@ inline bool mbarrier_passed(const MBarrier& b, uint32_t parity) {
 
 void mbarrier_wait(bool& done, uint32_t address, uint32_t parity) {
   if (parity > 1) fail("mbarrier.try_wait: parity " + text(parity));
+  pause();
   MBarrier& b = mbarrier(address, "mbarrier.try_wait");
   while (!mbarrier_passed(b, parity)) wait(b);
   done = true;

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 #include <sys/time.h>
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <map>
@@ -26,11 +27,11 @@ struct Fiber {
   void* sp = nullptr;
   const Waitable* on = nullptr;
   int seen = 0;
-  bool done = false, polls = false;
+  bool done = false, polls = false, pauses = false;
 };
 
 inline constexpr size_t kStack = 256 << 10;
-// Rounds in which threads do nothing but look whether something has changed.
+// Turns of warps that do nothing but look whether something has changed.
 inline constexpr int kPatience = 20000;
 inline std::vector<Fiber> fibers;
 int current;
@@ -72,6 +73,14 @@ inline void blame(const std::string& what) {
 void fail(const char* what) { fail(std::string(what)); }
 const char* failure_text() { return failure.c_str(); }
 
+// Dice decide who runs and what is late. They always fall alike, so runs do too.
+inline uint32_t dice;
+inline uint32_t roll() { return (dice = dice * 1664525 + 1013904223) >> 16; }
+inline bool one_in(unsigned n) { return roll() % n == 0; }
+// Whether a copy happens at once: for a while nearly all do, then nearly none.
+inline bool lazy;
+inline bool at_once() { return one_in(8) == lazy; }
+
 inline void leave() {
   int index = current;
   emu_dim place = threadIdx;
@@ -88,6 +97,19 @@ inline void wait(const Waitable& on) {
 
 void poll() {
   fibers[current].polls = true;
+  leave();
+}
+
+inline bool can_run(const Fiber& f) { return !f.done && !(f.on && f.on->generation == f.seen); }
+
+// Perhaps let others run, where it is easy to forget that they may. Only for the last lane of a
+// warp: lanes go on together where they can, as they do on a GPU though nothing says so.
+inline void pause() {
+  if (!one_in(4)) return;
+  int first = current / 32 * 32;
+  for (int n = first; n < std::min(first + 32, block_threads); ++n)
+    if (n != current && !fibers[n].done) return;
+  fibers[current].pauses = true;
   leave();
 }
 
@@ -122,12 +144,7 @@ inline std::string stuck() {
   return "deadlock: " + said;
 }
 
-// Whether something happens at once or as late as it can. Runs are alike.
-inline uint32_t dice;
-inline uint32_t roll() { return (dice = dice * 1664525 + 1013904223) >> 16; }
-inline bool at_once() { return roll() & 1; }
-
-// What happens when no thread can go on without it, the oldest first.
+// What happens at some time, at the latest when no thread can go on without it.
 struct Event {
   std::function<void()> happen;
   std::string unless;  // what is wrong if it has not happened when all threads are done
@@ -136,8 +153,9 @@ inline std::deque<Event> events;
 
 inline bool happen() {
   if (events.empty()) return false;
-  Event next = std::move(events.front());
-  events.pop_front();
+  auto one = events.begin() + roll() % events.size();
+  Event next = std::move(*one);
+  events.erase(one);
   next.happen();
   return true;
 }
@@ -191,20 +209,19 @@ inline void prepare(int threads) {
   }
 }
 
-// Run the threads of one block to their end.
-inline void run_block(int threads) {
-  prepare(threads);
-  int left = threads, idle = 0;
-  while (left) {
-    bool moved = false, polled = false;
-    // Warps take turns at being first.
-    int first = roll() % ((threads + 31) / 32) * 32;
-    for (int i = 0; i < threads; ++i) {
-      int n = (first + i) % threads;
+enum Progress { kNone, kPolled, kMoved };
+
+// Let a warp go on for as long as it can.
+inline Progress run_warp(int warp, int& left) {
+  Progress made = kNone;
+  int first = warp * 32, last = std::min(first + 32, block_threads);
+  for (int n = first; n < last; ++n) fibers[n].polls = fibers[n].pauses = false;
+  for (bool again = true; again;) {
+    again = false;
+    for (int n = first; n < last; ++n) {
       Fiber& f = fibers[n];
-      if (f.done || (f.on && f.on->generation == f.seen)) continue;
+      if (!can_run(f) || f.polls || f.pauses) continue;
       f.on = nullptr;
-      f.polls = false;
       current = n;
       threadIdx = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
       ++switches;
@@ -213,12 +230,33 @@ inline void run_block(int threads) {
       running = false;
       if (!failure.empty()) throw GivenUp();
       left -= f.done;
-      (f.polls ? polled : moved) = true;
+      again = true;
+      made = std::max(made, f.polls ? kPolled : kMoved);
     }
-    if (moved) idle = 0;
-    if (moved || !left || happen()) continue;
-    if (polled && ++idle < kPatience) continue;
-    fail(stuck());
+  }
+  return made;
+}
+
+// Run the threads of one block to their end. The first warp that can go on does, so that some get
+// far ahead of others; which comes first changes now and then.
+inline void run_block() {
+  prepare(block_threads);
+  std::vector<int> order((block_threads + 31) / 32);
+  for (size_t n = 0; n < order.size(); ++n) order[n] = n;
+  int left = block_threads, idle = 0;
+  while (left) {
+    if (one_in(8)) std::swap(order[roll() % order.size()], order[roll() % order.size()]);
+    if (one_in(16)) lazy = !lazy;
+    if (one_in(32)) happen();
+    Progress made = kNone;
+    for (size_t n = 0; n < order.size() && made == kNone; ++n) {
+      made = run_warp(order[n], left);
+      if (made == kPolled) std::rotate(order.begin() + n, order.begin() + n + 1, order.end());
+    }
+    idle = made == kPolled ? idle + 1 : 0;
+    // Whoever looks at memory may be waiting for a copy.
+    if (made == kMoved || (made == kPolled && idle % 64)) continue;
+    if (left && !happen() && (made == kNone || idle > kPatience)) fail(stuck());
   }
 }
 

@@ -7,6 +7,11 @@ struct Copy {
   unsigned char* to;
   const void* from;
   unsigned whole, size;
+
+  void happen() const {
+    std::memset(to, 0, whole);
+    std::memcpy(to, from, size);
+  }
 };
 struct Copies {
   std::deque<Copy> left;
@@ -14,11 +19,7 @@ struct Copies {
   std::deque<unsigned long> groups;  // how many had been issued at their ends
 
   void finish(unsigned long until) {
-    for (; issued - left.size() < until; left.pop_front()) {
-      const Copy& c = left.front();
-      std::memset(c.to, 0, c.whole);
-      std::memcpy(c.to, c.from, c.size);
-    }
+    for (; issued - left.size() < until; left.pop_front()) left.front().happen();
   }
 };
 inline std::vector<Copies> copies;  // of each thread
@@ -29,7 +30,8 @@ void copy(uint32_t to, const void* from, unsigned whole, unsigned size) {
   Copies& mine = copies[current];
   mine.left.push_back({at(to, whole, "cp.async", whole), from, whole, size});
   ++mine.issued;
-  if (at_once()) mine.finish(mine.issued);
+  // Copies keep no order: this one may overtake those before. It happens again when it must.
+  if (at_once()) mine.left.back().happen();
 }
 void copy_commit() { copies[current].groups.push_back(copies[current].issued); }
 void copy_wait(unsigned groups) {
@@ -46,10 +48,13 @@ void mbarrier_arrive_copies(uint32_t address) {
   Copies& mine = copies[current];
   auto arrive = [&mine, until = mine.issued, address] {
     mine.finish(until);
-    mbarrier_arrive(address);
+    mbarrier_count(address, 1);
   };
-  if (at_once()) return arrive();
-  events.push_back({arrive, ""});
+  if (at_once())
+    arrive();
+  else
+    events.push_back({arrive, ""});
+  pause();
 }
 
 }  // namespace emu

@@ -46,6 +46,7 @@ cudaError_t launch(dim3 grid, dim3 block, size_t bytes, void (*call)(const void*
   int threads = block.x * block.y * block.z;
   failure.clear();
   dice = 1;
+  lazy = false;
   blockDim = {(int)block.x, (int)block.y, (int)block.z};
   gridDim = {(int)grid.x, (int)grid.y, (int)grid.z};
   body = call;
@@ -57,7 +58,7 @@ cudaError_t launch(dim3 grid, dim3 block, size_t bytes, void (*call)(const void*
     for (long long n = 0; n < blocks; ++n) {
       blockIdx = {(int)(n % grid.x), (int)(n / grid.x % grid.y), (int)(n / grid.x / grid.y)};
       begin(threads, bytes);
-      run_block(threads);
+      run_block();
       check_end();
     }
   } catch (const GivenUp&) {

@@ -124,6 +124,7 @@ inline void store(const Transfer& t) {
 void tensor_load(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier) {
   Transfer t = transfer(rank, to, map, place);
   mbarrier(barrier, "cp.async.bulk.tensor");
+  pause();
   if (at_once()) return load(t, barrier);
   events.push_back({[=] { load(t, barrier); }, "nobody waited for the copy of a box to " + text(to)});
 }

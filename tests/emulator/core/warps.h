@@ -8,6 +8,7 @@ struct Exchange : Waitable {
   int warp = 0, arrived = 0;
   uint32_t mask = 0;
   uint64_t slots[2][32][5];
+  uint16_t rows[2][32][8];  // of matrices, by lane
   std::string name() const override {
     return "lanes of warp " + text(warp) + " (" + text(arrived) + " of " +
            text(__builtin_popcount(mask)) + " arrived)";
@@ -19,24 +20,35 @@ struct Warp {
 };
 inline std::vector<Warp> warps;
 
-Words exchange(uint32_t mask, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e) {
+inline Exchange& place_of(uint32_t mask) {
   int number = current / 32, left = block_threads - number * 32;
   if (!(mask >> lane() & 1)) fail("an operation of a warp without the lane that asks for it");
   if (left < 32) mask &= (1u << left) - 1;
   Exchange& x = mask == kAll ? warps[number].all : warps[number].some[mask];
   x.warp = number;
   x.mask = mask;
-  // Two buffers: who reads the one before has not arrived here yet.
-  auto& words = x.slots[x.generation & 1];
-  uint64_t values[5] = {a, b, c, d, e};
-  std::memcpy(words[lane()], values, sizeof values);
-  if (++x.arrived == __builtin_popcount(mask)) {
-    x.arrived = 0;
-    ++x.generation;
-  } else {
+  return x;
+}
+
+// Bring words to the others. The last lane does something for all before they go on. Returns which
+// of two buffers was used: who reads the other one has not arrived here yet.
+template <typename F>
+int meet_lanes(Exchange& x, const uint64_t (&values)[5], F once) {
+  int side = x.generation & 1;
+  std::memcpy(x.slots[side][lane()], values, sizeof values);
+  if (++x.arrived < __builtin_popcount(x.mask)) {
     wait(x);
+    return side;
   }
-  return words;
+  x.arrived = 0;
+  once(side);
+  ++x.generation;
+  return side;
+}
+
+Words exchange(uint32_t mask, uint64_t a, uint64_t b, uint64_t c, uint64_t d, uint64_t e) {
+  Exchange& x = place_of(mask);
+  return x.slots[meet_lanes(x, {a, b, c, d, e}, [](int) {})];
 }
 
 unsigned ballot(uint32_t mask, bool value) {
@@ -70,14 +82,14 @@ void mma(bool bf16, float& d0, float& d1, float& d2, float& d3, uint32_t a0, uin
   d0 = c[0]; d1 = c[1]; d2 = c[2]; d3 = c[3];
 }
 
-// Matrices of 8 x 8, a row where a lane says; this lane has two neighbours of each.
+// Matrices of 8 x 8, whose rows lie where lanes say; a lane has two neighbours of each. Call
+// move(lane with the row, column, matrix, which of two) for a lane.
 template <typename F>
-void each_of_matrices(Words w, bool transposed, const char* what, F move) {
+void each_of_matrices(int of, bool transposed, F move) {
   for (int m = 0; m < 4; ++m) {
     for (int n = 0; n < 2; ++n) {
-      int row = transposed ? lane() % 4 * 2 + n : lane() / 4;
-      int column = transposed ? lane() / 4 : lane() % 4 * 2 + n;
-      move(m, n, at((uint32_t)w[m * 8 + row][0], 16, what, 16) + 2 * column);
+      int row = transposed ? of % 4 * 2 + n : of / 4, column = transposed ? of / 4 : of % 4 * 2 + n;
+      move(m * 8 + row, column, m, n);
     }
   }
 }
@@ -85,21 +97,26 @@ void each_of_matrices(Words w, bool transposed, const char* what, F move) {
 void ldmatrix(bool transposed, uint32_t& r0, uint32_t& r1, uint32_t& r2, uint32_t& r3,
               uint32_t pointer) {
   uint32_t* out[4] = {&r0, &r1, &r2, &r3};
-  Words w = exchange(kAll, pointer);
+  Exchange& x = place_of(kAll);
+  int side = meet_lanes(x, {pointer}, [&](int side) {
+    for (int n = 0; n < 32; ++n)
+      std::memcpy(x.rows[side][n], at((uint32_t)x.slots[side][n][0], 16, "ldmatrix", 16), 16);
+  });
   for (uint32_t* r : out) *r = 0;
-  each_of_matrices(w, transposed, "ldmatrix", [&](int m, int n, unsigned char* from) {
-    uint16_t bits;
-    std::memcpy(&bits, from, 2);
-    *out[m] |= (uint32_t)bits << (16 * n);
+  each_of_matrices(lane(), transposed, [&](int row, int column, int m, int n) {
+    *out[m] |= (uint32_t)x.rows[side][row][column] << (16 * n);
   });
 }
 
 void stmatrix(bool transposed, uint32_t pointer, uint32_t r0, uint32_t r1, uint32_t r2, uint32_t r3) {
-  uint32_t in[4] = {r0, r1, r2, r3};
-  Words w = exchange(kAll, pointer);
-  each_of_matrices(w, transposed, "stmatrix", [&](int m, int n, unsigned char* to) {
-    uint16_t bits = (uint16_t)(in[m] >> (16 * n));
-    std::memcpy(to, &bits, 2);
+  Exchange& x = place_of(kAll);
+  meet_lanes(x, {pointer, r0, r1, r2, r3}, [&](int side) {
+    for (int from = 0; from < 32; ++from)
+      each_of_matrices(from, transposed, [&](int row, int column, int m, int n) {
+        x.rows[side][row][column] = (uint16_t)(x.slots[side][from][1 + m] >> (16 * n));
+      });
+    for (int n = 0; n < 32; ++n)
+      std::memcpy(at((uint32_t)x.slots[side][n][0], 16, "stmatrix", 16), x.rows[side][n], 16);
   });
 }
 

@@ -1,6 +1,8 @@
 // Products of a warp group: 64 rows, N columns, depth 16. They are done when the last of its 128
-// threads asks for them; when it waits for them, the operands must still be there.
+// threads asks for them, but nobody sees it: accumulators hold NaN until somebody waits, and then the
+// operands in shared memory must still be what they were.
 #pragma once
+#include <list>
 
 namespace emu {
 
@@ -15,6 +17,26 @@ struct Flight {
   uint64_t a, b, was;
 };
 
+// Accumulators of products under way: where they are, by thread, and what they will be, by row.
+struct Accumulators {
+  int columns;
+  long group = 0;  // the last one that adds to them
+  std::vector<float*> registers;
+  std::vector<float> values;
+
+  // Call put(register, value).
+  template <typename F>
+  void each(F put) {
+    for (int row = 0; row < 64; ++row) {
+      // The first of four threads that hold this row, and which half of their registers.
+      int first = row / 16 * 32 + row % 8 * 4, half = row % 16 / 8;
+      for (int n = 0; n < columns; ++n)
+        put(*registers[(first + n % 8 / 2) * (columns / 2) + n / 8 * 4 + half * 2 + n % 2],
+            values[row * columns + n]);
+    }
+  }
+};
+
 struct WarpGroup : Waitable {
   int number = 0, arrived = 0;
   const char* what = "";
@@ -24,6 +46,8 @@ struct WarpGroup : Waitable {
   uint32_t rows[128][4];  // A in registers
   std::vector<Flight> open;
   std::deque<std::vector<Flight>> committed;
+  std::list<Accumulators> flying;
+  long commits = 0;
   std::string name() const override {
     return std::string(what) + " of warp group " + text(number) + " (" + text(arrived) +
            " of 128 threads arrived)";
@@ -95,23 +119,61 @@ inline uint64_t digest(const Product& p, const Numbers& x) {
   return sum;
 }
 
-typedef float Vector __attribute__((vector_size(32)));
+inline constexpr uint32_t kPending = 0x7FFFDEAD;  // NaN
 
-inline void multiply(const WarpGroup& g, const Product& p, const Numbers& x, int scale) {
-  alignas(32) static float b[16][256], sums[256];
+inline bool pending(const float& x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  return bits == kPending;
+}
+
+// The accumulators that the threads of a group have brought.
+inline Accumulators& accumulators(WarpGroup& g, int columns) {
+  for (Accumulators& one : g.flying) {
+    if (one.registers[0] != g.registers[0][0]) continue;
+    if (one.columns != columns) fail("wgmma: accumulators of another shape are under way");
+    return one;
+  }
+  Accumulators& made = g.flying.emplace_back();
+  made.columns = columns;
+  made.values.resize(64 * columns);
+  for (float* const* mine : g.registers)
+    made.registers.insert(made.registers.end(), mine, mine + columns / 2);
+  made.each([](float& from, float& to) {
+    to = from;
+    std::memcpy(&from, &kPending, 4);
+  });
+  return made;
+}
+
+// Let threads see the accumulators of groups up to the last `left`.
+inline void land(WarpGroup& g, long left) {
+  for (auto one = g.flying.begin(); one != g.flying.end();) {
+    if (one->group >= g.commits - left) {
+      ++one;
+      continue;
+    }
+    one->each([](float& to, float& from) {
+      if (!pending(to)) fail("wgmma: accumulators were written before the product was waited for");
+      to = from;
+    });
+    one = g.flying.erase(one);
+  }
+}
+
+typedef float Vector __attribute__((vector_size(32), aligned(4)));
+
+inline void multiply(const Product& p, const Numbers& x, int scale, bool keeps, float* values) {
+  alignas(32) static float b[16][256];
   for (int k = 0; k < 16; ++k)
     for (int n = 0; n < p.columns; ++n) b[k][n] = decode(x.b[k][n], p.bf16);
-  Vector* sum = (Vector*)sums;
+  if (!keeps) std::fill(values, values + 64 * p.columns, 0.0f);
   for (int row = 0; row < 64; ++row) {
-    // The first of four threads that hold this row, and which half of their registers.
-    int first = row / 16 * 32 + row % 8 * 4, half = row % 16 / 8;
-    auto place = [&](int n) { return g.registers[first + n % 8 / 2][n / 8 * 4 + half * 2 + n % 2]; };
-    for (int n = 0; n < p.columns; ++n) sums[n] = g.keeps ? *place(n) : 0;
+    Vector* sum = (Vector*)(values + row * p.columns);
     for (int k = 0; k < 16; ++k) {
       float a = scale * decode(x.a[row][k], p.bf16);
       for (int n = 0; n < p.columns / 8; ++n) sum[n] += a * ((Vector*)b[k])[n];
     }
-    for (int n = 0; n < p.columns; ++n) *place(n) = sums[n];
   }
 }
 
@@ -140,7 +202,9 @@ void wgmma(const Product& p, float* const* registers, const uint32_t (&rows)[4],
   for (int m = 0; p.in_registers && m < 64; ++m)
     for (int k = 0; k < 16; ++k)
       x.a[m][k] = g.rows[m / 16 * 32 + m % 8 * 4 + k % 8 / 2][m % 16 / 8 + k / 8 * 2] >> (k % 2 * 16);
-  multiply(g, p, x, scale_a * scale_b);
+  Accumulators& sums = accumulators(g, p.columns);
+  sums.group = g.commits;
+  multiply(p, x, scale_a * scale_b, keeps, sums.values.data());
   ++g.generation;
 }
 
@@ -159,6 +223,7 @@ void wgmma_commit() {
   meet("wgmma.commit_group", [](WarpGroup& g) {
     g.committed.push_back(std::move(g.open));
     g.open.clear();
+    ++g.commits;
   });
 }
 void wgmma_wait(unsigned left) {
@@ -170,6 +235,7 @@ void wgmma_wait(unsigned left) {
         if (digest(f.product, x) != f.was)
           fail("wgmma: operands in shared memory were overwritten before the product was waited for");
       }
+    land(g, left);
   });
 }
 
