@@ -32,6 +32,7 @@ CASES = [
     ("dsa", "deepseek-v3.2", ARCHS),
     ("nsa", "nsa-27b", ARCHS),
     ("mla_decode", "deepseek-v3", ARCHS),
+    ("v4_hca", "v4-flash", ["sm_90"]),
 ]
 # Products of warpgroups and of warps, loads of matrices, copies of threads and of the copy engine.
 INSTRUCTIONS = ("HGMMA", "HMMA", "LDSM", "LDGSTS", "UTMALDG")

@@ -43,6 +43,7 @@ from sparsegen.lowering.tasks import AttendTask
 
 MOST = 32  # heads
 _LONGEST = 16  # slots of a ring
+_ALIGNED = 128  # bytes lost between things in shared memory
 
 
 def rounded_heads(task: AttendTask) -> int:
@@ -50,19 +51,22 @@ def rounded_heads(task: AttendTask) -> int:
     return -(-task.q.heads // 8) * 8
 
 
-def _fixed_bytes(task: AttendTask) -> int:
-    heads = rounded_heads(task)
-    queries, weights = task.q.dim * heads * 2, 2 * heads * 64 * 2
-    few = 2 * 4 * heads * 4 * 2 + 2 * heads * 4 + _LONGEST * KEYS * 4
-    return queries + weights + few + 2 * EXCHANGED * GROUP * 4 + 3072
+def _bytes(task: AttendTask, ring: Ring) -> int:
+    """Return the shared memory a block takes, at most."""
+    heads, slots = rounded_heads(task), ring.slots
+    tiles = slots * ring.part * TILE * 2
+    operands = task.q.dim * heads * 2 + 2 * heads * KEYS * 2
+    numbers = 2 * EXCHANGED * GROUP + slots * KEYS + 2 * (2 * 4 * heads) + 2 * heads + 8
+    return tiles + operands + numbers * 4 + (2 + 2 * slots) * 8 + _ALIGNED
 
 
 def ring_of(task: AttendTask, arch: Arch) -> Ring:
-    """Return the longest ring; one of less than a chunk holds no slots."""
+    """Return the longest ring; one that could not hold more than a chunk has no slots."""
     tiles = task.q.dim // 64
     part = next(n for n in (3, 2, 1) if tiles % n == 0)
-    slots = (arch.shared_bytes - _fixed_bytes(task)) // (part * TILE * 2)
-    return Ring(part, tiles // part, min(slots, _LONGEST) if slots > tiles // part else 0)
+    rings = (Ring(part, tiles // part, n) for n in range(_LONGEST, tiles // part, -1))
+    fitting = (ring for ring in rings if _bytes(task, ring) <= arch.shared_bytes)
+    return next(fitting, Ring(part, tiles // part, 0))
 
 
 class FewKernel:
