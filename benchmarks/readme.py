@@ -68,9 +68,21 @@ def benchmarks() -> Iterator[str]:
         yield from readme_gpu.section(report, path, ROOT)
     for path in sorted(results.glob("overhead-*.json")):
         report = json.loads(path.read_text())
-        cost = report["microseconds"]["overhead"]["median"]
         yield ""
-        yield f"A call costs {cost:.1f} us beside its kernel: {made(path, report['machine'])}."
+        yield f"{cost_of(report)}: {made(path, report['machine'])}."
+
+
+def cost_of(report: dict[str, Any]) -> str:
+    """Return what a call costs, of a file of results of `benchmarks.overhead`."""
+    cost = {name: value["median"] for name, value in report["microseconds"].items()}
+    if "gpu" not in report["machine"]:
+        return f"A call costs {cost['overhead']:.1f} us beside its kernel"
+    return (
+        f"On an {report['machine']['gpu']} a call costs {cost['overhead']:.1f} us beside the "
+        f"launch of its kernel, the memory for its output included, and takes the host "
+        f"{cost['call']:.1f} us in all ({cost['ragged']:.1f} with ragged, {cost['paged']:.1f} with "
+        f"paged sequences; `torch.add(out=)` takes {cost['torch.add']:.1f} us)"
+    )
 
 
 def made(path: Path, machine: dict[str, str]) -> str:

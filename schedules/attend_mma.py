@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu.attend import AttendKernel, dtype_of, shape_of, shared_bytes
+from sparsegen.codegen.gpu.attend import AttendKernel
+from sparsegen.codegen.gpu.attend_cut import (
+    Shape,
+    converts,
+    dtype_of,
+    registers,
+    shape_of,
+    shared_bytes,
+)
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import BlockOf, Member, walk
@@ -23,12 +32,45 @@ PRIORITY = 0
 class Knobs:
     """How the work is cut.
 
-    warps  warps along the rows of a tile, 16 (query, head) rows each
-    keys   keys of a chunk: a multiple of 16
+    warps    warps along the rows of a tile
+    tiles    16 (query, head) rows of a warp: 1 or 2
+    columns  warps along the elements of the values, and along the keys of a chunk
+    depths   warps of these that score the same keys, each by half of the elements: 1 or 2
+    keys     keys of a chunk: a multiple of 16 for each column
+    stages   chunks in shared memory; with 1, keys and values are copied by turns
     """
 
     warps: int = 4
+    tiles: int = 2
+    columns: int = 1
+    depths: int = 1
     keys: int = 64
+    stages: int = 1
+
+
+SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
+CONVERTED = 16  # of these, where keys or values are converted
+_BARRIERS = 15
+_RESERVED = 1024  # bytes of shared memory that a block takes beside its own
+# The best on an H100 first, of those that fit.
+_PREFERRED = (
+    Knobs(4, 2, 1, 1, 128, 1),
+    Knobs(4, 2, 1, 1, 64, 1),
+    Knobs(4, 2, 1, 1, 48, 1),
+    Knobs(4, 2, 1, 1, 32, 1),
+    Knobs(2, 2, 2, 1, 64, 1),
+    Knobs(2, 2, 2, 1, 32, 1),
+    Knobs(2, 2, 4, 2, 64, 2),
+    Knobs(2, 2, 4, 1, 64, 2),
+    Knobs(2, 2, 4, 2, 64, 1),
+    Knobs(2, 2, 4, 1, 64, 1),
+    Knobs(4, 1, 1, 1, 64, 1),
+    Knobs(4, 1, 1, 1, 32, 1),
+    Knobs(2, 1, 2, 1, 32, 1),
+    Knobs(2, 1, 1, 1, 32, 1),
+)
+# Where no more than 16 rows share their keys: several warps are then found along the values only.
+_NARROW = (Knobs(1, 1, 4, 1, 64, 1), Knobs(1, 1, 2, 1, 64, 1))
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -48,31 +90,47 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
                             "an entry that overlaps several blocks is looked up in a selection of "
                             "blocks beside another one"
                         )
-    if _excluded(task, Knobs(1, 16), arch) is not None:
-        return _excluded(task, Knobs(1, 16), arch)
-    return None
+    return _excluded(task, _least(task), arch)
 
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
-    """Return the largest tile and chunk that leave room for a second block."""
-    for share in (2, 1):
-        for knobs in (Knobs(4, 64), Knobs(4, 32), Knobs(4, 16), Knobs(2, 32), Knobs(2, 16)):
-            shape = shape_of(task, knobs.warps, knobs.keys)
-            if shared_bytes(task, shape) * share <= arch.shared_bytes and shape.threads >= 32:
+    """Return the largest cut of which enough warps fit a multiprocessor to hide each other's waits.
+
+    Two for each of its four schedulers; one where tensor cores are slow beside shared memory, as
+    on the smaller multiprocessors of workstations.
+    """
+    slow = arch.shared_core_bytes < 128 << 10
+    narrow = _shape(task, Knobs()).rows == 16
+    for wanted in (4, 1) if slow else (8, 4, 1):
+        for knobs in (*_NARROW, *_PREFERRED) if narrow else _PREFERRED:
+            if _excluded(task, knobs, arch) is None and _resident(task, knobs, arch) >= wanted:
                 return knobs
-    return Knobs(1, 16)
+    return _least(task)
+
+
+def _resident(task: AttendTask, knobs: Knobs, arch: Arch) -> int:
+    """Return the warps that a multiprocessor holds, each with all registers a thread can have."""
+    shape = _shape(task, knobs)
+    shared = arch.shared_core_bytes // (shared_bytes(task, shape) + _RESERVED)
+    registers = arch.vector_registers // (256 * shape.threads)
+    return min(shared, registers) * shape.threads // 32
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     yield first
-    for warps in (1, 2, 4, 8):
-        for keys in (16, 32, 64, 128):
-            knobs = Knobs(warps, keys)
-            if knobs != first:
-                reason = _excluded(task, knobs, arch)
-                yield knobs if reason is None else Rejected(asdict(knobs), reason)
+    for values in itertools.product(
+        (1, 2, 4, 8), (1, 2), ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)), (32, 48, 64, 128), (1, 2)
+    ):
+        warps, tiles, split, keys, stages = values
+        knobs = Knobs(warps, tiles, *split, keys, stages)
+        shape = _shape(task, knobs)
+        # Fewer rows share their keys than so many warps would take: others are the same cut.
+        if knobs == first or (shape.row_warps, shape.tiles) != (warps, tiles):
+            continue
+        reason = _excluded(task, knobs, arch)
+        yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
 def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
@@ -85,17 +143,46 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     with kernel(task) as (builder, arguments):
-        AttendKernel(task, shape_of(task, knobs.warps, knobs.keys), arguments).emit()
+        AttendKernel(task, _shape(task, knobs), arguments).emit()
     return builder.get()
 
 
+def _least(task: AttendTask) -> Knobs:
+    """Return the knobs that need least."""
+    columns = _shape(task, Knobs(1, 1, 1, 1, 16, 1)).columns
+    return Knobs(1, 1, columns, 1, 16 * columns, 1)
+
+
+def _shape(task: AttendTask, knobs: Knobs) -> Shape:
+    return shape_of(
+        task, knobs.warps, knobs.tiles, knobs.columns, knobs.depths, knobs.keys, knobs.stages
+    )
+
+
 def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
-    if knobs.keys % 16 or knobs.keys < 16 or knobs.warps < 1:
-        return f"{knobs.warps} warps and {knobs.keys} keys: keys are a multiple of 16"
-    shape = shape_of(task, knobs.warps, knobs.keys)
+    if min(knobs.warps, knobs.tiles, knobs.columns, knobs.depths, knobs.stages) < 1:
+        return "warps, tiles, columns, depths and stages are at least 1"
+    shape = _shape(task, knobs)
+    if knobs.keys < 16 or knobs.keys % (16 * shape.columns) or knobs.keys > 128:
+        return f"{knobs.keys} keys: a multiple of {16 * shape.columns} up to 128"
+    if shape.columns != knobs.columns:
+        return f"{knobs.columns} columns, sums need {shape.columns}"
+    if knobs.depths > 1:
+        if knobs.depths != 2 or shape.tiles != 2 or shape.columns % 2:
+            return "2 depths take 2 tiles, and an even number of columns"
+        if task.q.dim % 64:
+            return f"2 depths of {task.q.dim} elements: a multiple of 64"
+    barriers = shape.row_warps * (1 + (shape.depths > 1) * shape.columns // 2)
+    if shape.columns > 1 and barriers > _BARRIERS:
+        return f"{barriers} barriers of a block, beside that of all its threads, of {_BARRIERS}"
     used = shared_bytes(task, shape)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
     if shape.threads > 1024:
         return f"{shape.threads} threads of a block"
+    sums, most = registers(task, shape), SUMS - CONVERTED * converts(task)
+    if sums > most:
+        return f"{sums} registers of a thread for scores and sums, of {most}"
+    if sums * shape.threads > 48 << 10:
+        return f"{sums * shape.threads} registers of a block for scores and sums"
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.gpu import convert
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.tiled import TiledKernel
 from sparsegen.codegen.gpu.tiled_cut import (
@@ -150,9 +150,10 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
         # Skipped chunks would empty a pipeline of scores and sums again and again.
         keys = _keys(found[1].granule)
         wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
-        wanted += [replace(small, keys=keys, stages=n, groups=2) for n in (4, 3, 2)]
+        wanted += [replace(small, keys=keys, stages=n, resident=0) for n in (6, 5, 4, 3, 2)]
+        wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
     else:
-        wanted = [replace(small, stages=4, queries=2), replace(small, stages=4)]
+        wanted = [replace(small, stages=4, queries=q, resident=r) for r in (1, 0) for q in (2, 1)]
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:
         excluded = _excluded(task, knobs, arch)
@@ -185,6 +186,9 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     used = shared_bytes(task, cut)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
+    if knobs.resident and knobs.keys == task.sources[0].v.dim:
+        # Seen in the machine code of ptxas 13.0: queries and weights share registers.
+        return f"with values of {knobs.keys} elements the assembler loses resident queries"
     live = task.sources[0].v.dim // 2 + knobs.keys // 2 + knobs.keys // 4 + 16 * knobs.resident
     if live > cut.compute - 24:
         return f"{live} registers of sums, scores and weights, a thread has {cut.compute}"

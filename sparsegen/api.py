@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
     import torch
 
-    from sparsegen.runtime.catalog import Overrides, Schedule
+    from sparsegen.runtime.catalog import Overrides
     from sparsegen.runtime.kernel import Kernel
     from sparsegen.tuning.result import TuneResult
+
+log = logging.getLogger("sparsegen")
 
 __all__ = ["Request", "arch_of", "compile", "described", "partition", "program_of", "tune"]
 
@@ -139,11 +142,12 @@ def compile(
             with cu_seqlens) or "paged" (keys in pages); see `Kernel`.
         page_size: keys per page, in the paged layout.
         sizes: extents of the letters other than the sequence axes. Without them, each call with new
-            sizes compiles a kernel (or takes it from the cache).
+            sizes compiles a kernel (or takes it from the cache). Lengths of the sequence axes may
+            be given too: the kernel takes any, but they say which tuned size is nearest.
         dtypes: of single inputs, by name.
         schedule: how to lower: one `Schedule`, or several by task name or family; by default what
-            `tune` recorded for the task on this architecture, or the knobs that the schedule
-            computes.
+            `tune` recorded for the task on this processor, what sparsegen comes with for it or for
+            its architecture, or the knobs that the schedule computes.
         **hyper: hyperparameters of the pattern. `scale`, where the pattern has no hyperparameter of
             that name, is the softmax scale of every verb that states none.
 
@@ -256,21 +260,22 @@ def _build(request: Request, sizes: Mapping[str, int]) -> Kernel:
     from sparsegen.runtime.kernel import compile_plan
 
     plan = request.plan(sizes)
-    overrides = overrides_of(plan, request.arch, request.schedule)
+    overrides = overrides_of(plan, request.arch, request.schedule, sizes)
     return compile_plan(plan, request.arch, overrides, request.schedule)
 
 
-def overrides_of(plan: Plan, arch: Arch, asked: Overrides) -> Overrides:
-    """Return the schedules asked for, or else those that are recorded."""
-    return recorded(plan, arch) if asked is None else asked
+def overrides_of(
+    plan: Plan, arch: Arch, asked: Overrides, sizes: Mapping[str, int] | None = None
+) -> Overrides:
+    """Return the schedules asked for, or else those that are recorded; see `database.recorded`."""
+    if asked is not None:
+        return asked
+    from sparsegen.tuning.database import recorded
 
-
-def recorded(plan: Plan, arch: Arch) -> dict[str, Schedule]:
-    """Return what tuning chose for the tasks of a plan, as far as it is recorded."""
-    from sparsegen.tuning.database import lookup
-
-    found = {task.name: lookup(task, plan.binding, arch) for task in plan.tasks}
-    return {name: schedule for name, schedule in found.items() if schedule is not None}
+    found = recorded(plan, arch, sizes)
+    for name, choice in found.items():
+        log.info("%s of %s: %r, %s", name, plan.program.name, choice.schedule, choice)
+    return {name: choice.schedule for name, choice in found.items()}
 
 
 def tune(

@@ -68,5 +68,6 @@ def export(
         return write(kernel.plan, [of_kernel(kernel)], folder)
     else:
         archs, plan, asked = archs_of(target), kernel.plan, kernel.asked
-    wanted = [(arch, overrides_of(plan, arch, asked)) for arch in archs]
+    known = dict(plan.binding.sizes) if sizes is None else sizes
+    wanted = [(arch, overrides_of(plan, arch, asked, known)) for arch in archs]
     return write(plan, build_for(plan, wanted), folder)

@@ -1,4 +1,4 @@
-"""Print what is installed: patterns, schedules, architectures, strategies and verbs."""
+"""Print what is installed: patterns, schedules, architectures, verbs, and what is tuned."""
 
 import argparse
 import ast
@@ -10,8 +10,9 @@ from typing import Any
 
 from sparsegen.plugins import Plugins, discover
 
-HELP = "list patterns, schedules, architectures, strategies and verbs"
+HELP = "list patterns, schedules, architectures, strategies, verbs and what is tuned"
 
+_TUNED = "tuned"
 _CONSTANTS = ("FAMILY", "REQUIRES", "PRIORITY", "HELP")
 
 
@@ -27,16 +28,20 @@ def _kinds() -> dict[str, Plugins]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sparsegen list`."""
-    parser.add_argument("what", nargs="?", choices=sorted(_kinds()), help="only this kind")
+    parser.add_argument(
+        "what", nargs="?", choices=sorted([*_kinds(), _TUNED]), help="only this kind"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the catalogue; files are read, not imported."""
     kinds = _kinds()
-    wanted = [args.what] if args.what else list(kinds)
+    wanted = [args.what] if args.what else [*kinds, _TUNED]
     listed = {
-        kind: [describe(name, path) for name, path in kinds[kind].files().items()]
+        kind: _tuned()
+        if kind == _TUNED
+        else [describe(name, path) for name, path in kinds[kind].files().items()]
         for kind in wanted
     }
     if args.json:
@@ -50,6 +55,13 @@ def run(args: argparse.Namespace) -> int:
             extra = ", ".join(row.get("requires", ()))
             print(f"  {row['name']:<{width}}  {row['about']}" + (f"  [{extra}]" if extra else ""))
     return 0
+
+
+def _tuned() -> list[dict[str, Any]]:
+    """Return the choices that are shipped, a row for each processor."""
+    from sparsegen.tuning.summary import processors
+
+    return [{"name": row.name, "about": row.about, "file": str(row.file)} for row in processors()]
 
 
 def describe(name: str, path: Path) -> dict[str, Any]:

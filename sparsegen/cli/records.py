@@ -4,8 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from sparsegen.errors import TuningError
@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `sparsegen records`."""
     below = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = below.add_parser("show", help="print the choices and how many candidates failed")
-    show.add_argument("file", type=Path, nargs="?", help="default: the user's own")
+    show.add_argument(
+        "file", type=Path, nargs="?", help="default: the user's own, and those that are shipped"
+    )
     show.add_argument("--json", action="store_true", help="print JSON")
     merge = below.add_parser("merge", help="write the records of several files into one")
     merge.add_argument("into", type=Path, help="a new file")
@@ -47,29 +49,31 @@ def _read(path: Path) -> "list[Record]":
     return records.read(path)
 
 
-def _choices(found: "Iterable[Record]") -> "dict[tuple[object, ...], Record]":
-    """Return the last choice of each task, size, distribution and architecture."""
-    return {
-        (r.key.task, r.key.sizes, r.key.distribution, r.key.arch, r.key.threads): r
-        for r in found
-        if r.what == "choice"
-    }
-
-
 def _title(r: "Record") -> str:
     s, key = r.key.sizes, r.key
     return (
         f"{r.origin.program}.{r.origin.task} {r.origin.binding.get('dtype', '')} "
-        f"B={s.batch} queries={s.query} keys={s.key} {key.distribution} {key.arch}x{key.threads}"
+        f"B={s.batch} queries={s.query} keys={s.key} {key.distribution} {_where(r)}"
     )
 
 
+def _where(r: "Record") -> str:
+    if not r.key.device:
+        return f"{r.key.arch}x{r.key.threads}"
+    others = f", serves other {r.serves}" if r.serves else ""
+    return f"{r.key.device} ({r.key.arch}{others})"
+
+
 def _show(args: argparse.Namespace) -> int:
-    from sparsegen.tuning.database import user_file
+    from sparsegen.tuning import records
+    from sparsegen.tuning.database import shipped_files, user_file
     from sparsegen.tuning.space import Rejected
 
-    found = _read(args.file or user_file())
-    choices = _choices(found)
+    files = [args.file or user_file()]
+    if args.file is None:
+        files = [path for path in (*files, *shipped_files()) if path.exists()] or files
+    found = [record for path in files for record in _read(path)]
+    choices = records.choices(found)
     failed: dict[str, int] = {}
     for r in found:
         if isinstance(r.outcome, Rejected):
@@ -91,7 +95,8 @@ def _speed(r: "Record") -> str:
     from sparsegen.tuning.space import Measured
 
     assert isinstance(r.outcome, Measured)
-    return f"{r.outcome.micros:.4g} us, {1 / r.outcome.ratio:.2f}x the default"
+    burst = f" ({median(r.outcome.burst):.4g} in a burst)" if r.outcome.burst else ""
+    return f"{r.outcome.micros:.4g} us{burst}, {1 / r.outcome.ratio:.2f}x the default"
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -101,7 +106,7 @@ def _merge(args: argparse.Namespace) -> int:
         raise TuningError(f"{args.into} exists", hint="merge into a new file")
     merged = list(records.merge(args.files))
     if args.choices:
-        merged = list(_choices(merged).values())
+        merged = list(records.choices(merged).values())
     # The new file appears whole: a merge that is interrupted leaves nothing behind.
     part = args.into.with_name(f"{args.into.name}.{os.getpid()}.part")
     part.write_text("".join(r.to_json() + "\n" for r in merged))
@@ -111,7 +116,9 @@ def _merge(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    old, new = _choices(_read(args.old)), _choices(_read(args.new))
+    from sparsegen.tuning import records
+
+    old, new = (records.choices(_read(path)) for path in (args.old, args.new))
     for key in dict.fromkeys([*old, *new]):
         a, b = old.get(key), new.get(key)
         known = a or b

@@ -6,7 +6,8 @@ that are multiples of nothing).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,11 +88,20 @@ def path(name: str) -> Path:
 
 
 def random_inputs(
-    program: Program, sizes: Mapping[str, int], seed: int = 0
+    program: Program,
+    sizes: Mapping[str, int],
+    seed: int = 0,
+    *,
+    distinct: int | None = None,
+    only: Collection[str] | None = None,
 ) -> dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]]:
     """Return inputs of one sequence: standard normal, weights of a size that keeps values so.
 
     Tables of ids are sorted, as those of packed documents are.
+
+    Args:
+        distinct: draw so many numbers of each input and repeat them; drawing a billion takes long.
+        only: names of the inputs to draw; others are 0 and take no memory.
     """
     rng = np.random.default_rng(seed)
     sequence = (program.query, program.key)
@@ -109,9 +119,13 @@ def random_inputs(
     made: dict[str, npt.NDArray[np.float32] | npt.NDArray[np.int32]] = {}
     for node in program.inputs:
         shape = tuple(extent(a, sizes) for a in node.axes)
-        if node.kind == "int":
+        if only is not None and node.name not in only:
+            made[node.name] = np.broadcast_to(np.zeros((), np.float32), shape)
+        elif node.kind == "int":
             made[node.name] = np.sort(rng.integers(0, 1 + shape[0] // 8, shape), 0).astype(np.int32)
         else:
-            x = rng.standard_normal(shape) * fan_in.get(node, 1) ** -0.5
-            made[node.name] = x.astype(np.float32)
+            count = math.prod(shape)
+            drawn = rng.standard_normal(min(count, distinct or count))
+            x = (drawn * fan_in.get(node, 1) ** -0.5).astype(np.float32)
+            made[node.name] = np.resize(x, shape)
     return made

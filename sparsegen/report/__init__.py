@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sparsegen.analysis.roofline import rates
-from sparsegen.api import described, recorded, request_of
+from sparsegen.api import described, request_of
 from sparsegen.errors import BindingError
 from sparsegen.lowering.binding import Layout
 from sparsegen.lowering.resolve import unknown_size
@@ -62,10 +62,10 @@ def explain(
     )
     speed = rates(arch, dtype)
     figures = Figures(plan, letters, batch, speed)
-    overrides = recorded(plan, arch) if schedule is None else schedule
-    chosen = scheduled(
-        plan, arch, overrides, "recorded" if schedule is None else "asked for", figures
-    )
+    from sparsegen.tuning.database import recorded
+
+    found = recorded(plan, arch, letters | {"B": batch}) if schedule is None else {}
+    chosen = scheduled(plan, arch, schedule, found, figures)
     return Explanation(
         program=str(program),
         name=program.name,

@@ -55,6 +55,7 @@ class Scheduled:
     name    of the schedule; None: every one declines
     knobs   of the schedule
     origin  why these knobs: the schedule's default, a tuning record, or the caller
+    source  of a tuning record: the processor and the size it was measured with
     others  the other schedules of the family, each with why it is not taken
     scratch bytes it takes beside the buffers of the task, for all sequences
     """
@@ -62,6 +63,7 @@ class Scheduled:
     name: str | None
     knobs: Mapping[str, int | bool | str]
     origin: Literal["default", "recorded", "asked for", ""]
+    source: str
     others: tuple[tuple[str, str], ...]
     scratch: Amount
 

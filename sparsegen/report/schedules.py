@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sparsegen.arch import Arch
 from sparsegen.errors import UnsupportedError
@@ -14,40 +15,43 @@ from sparsegen.report.model import Scheduled
 
 if TYPE_CHECKING:
     from sparsegen.runtime.catalog import Overrides, Schedule
+    from sparsegen.tuning.database import Found
 
 
 def scheduled(
     plan: Plan,
     arch: Arch,
-    overrides: Overrides,
-    origin: Literal["recorded", "asked for"],
+    asked: Overrides,
+    found: Mapping[str, Found],
     figures: Figures,
 ) -> tuple[Scheduled, ...]:
     """Return what lowers each task of a plan.
 
     Args:
-        overrides: schedules by task name or family, or one.
-        origin: where the overrides come from.
+        asked: schedules by task name or family, or one.
+        found: what is recorded, by task name; it counts where none is asked for.
         figures: measure the memory that schedules take.
     """
     from sparsegen.runtime import catalog
 
-    given = catalog.by_task(plan.tasks, overrides)
+    given = catalog.by_task(plan.tasks, asked)
     return tuple(
-        _scheduled(task, arch, given.get(task.name), origin, figures) for task in plan.tasks
+        _scheduled(task, arch, given.get(task.name), found.get(task.name), figures)
+        for task in plan.tasks
     )
 
 
 def _scheduled(
     task: Task,
     arch: Arch,
-    override: Schedule | None,
-    origin: Literal["recorded", "asked for"],
+    asked: Schedule | None,
+    found: Found | None,
     figures: Figures,
 ) -> Scheduled:
     from sparsegen.runtime import catalog
 
     survey = catalog.survey(task, arch)
+    override = found.schedule if asked is None and found is not None else asked
     try:
         choice = catalog.choose(task, arch, override)
     except UnsupportedError as error:
@@ -56,7 +60,9 @@ def _scheduled(
             raise
         others = tuple((stem, str(reason)) for stem, reason in survey)
         others = others or (("", error.message),)
-        return Scheduled(name=None, knobs={}, origin="", others=others, scratch=figures.scratch(()))
+        return Scheduled(
+            name=None, knobs={}, origin="", source="", others=others, scratch=figures.scratch(())
+        )
     order = [stem for stem, _ in survey]
     others = tuple(
         (stem, reason or f"takes it too; {_preferred(stem, choice.stem, order)}")
@@ -66,7 +72,8 @@ def _scheduled(
     return Scheduled(
         name=choice.stem,
         knobs=dataclasses.asdict(choice.knobs),
-        origin="default" if override is None else origin,
+        origin="asked for" if asked is not None else "default" if found is None else "recorded",
+        source=str(found) if asked is None and found is not None else "",
         others=others,
         scratch=figures.scratch(catalog.scratch(choice, task, arch)),
     )

@@ -132,6 +132,8 @@ def _schedule(task: TaskReport, chosen: Scheduled | None) -> Iterator[str]:
         knobs = ", ".join(f"{knob}={value!r}" for knob, value in chosen.knobs.items())
         origin = {"recorded": "from a tuning record", "default": "its default"}
         yield f"{task.name}: {chosen.name}({knobs}), {origin.get(chosen.origin, chosen.origin)}"
+        if chosen.source:
+            yield f"  {chosen.source}"
     if chosen is not None and chosen.scratch.value:
         yield f"  scratch memory: {chosen.scratch} bytes"
     for name, reason in () if chosen is None else chosen.others:

@@ -14,6 +14,14 @@ def present() -> Gpu | None:
     return gpu() if torch.cuda.is_available() else None
 
 
+def device_of(arch: Arch) -> str | None:
+    """Return the name of torch's current GPU if it runs code for an architecture, else None."""
+    found = present()
+    if found is None or rank(str(arch.target["arch"]), found.capability) is None:
+        return None
+    return found.name
+
+
 def newest(capability: tuple[int, int]) -> Arch | None:
     """Return the newest architecture whose code a GPU of a compute capability runs, or None."""
     known = [arch for arch in map(archs.get, archs.names()) if arch.kind == "cuda"]

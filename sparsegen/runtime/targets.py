@@ -42,7 +42,8 @@ def described(target: str) -> Arch:
 def _gpu_present() -> Arch:
     from sparsegen.runtime.gpu import newest, present
 
-    known = [name for name in archs.names() if archs.get(name).kind == "cuda"]
+    every = sorted(map(archs.get, archs.names()), key=lambda arch: arch.capability)
+    known = [arch.name for arch in every if arch.kind == "cuda"]
     way_out = f"name the GPU to compile for: target={' or '.join(map(repr, known))}"
     found = present()
     if found is None:

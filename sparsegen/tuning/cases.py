@@ -8,6 +8,7 @@ index distribution at hand, and a sample of query rows is checked.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from sparsegen.lowering.tasks import Buffer
 from sparsegen.tuning import lists
 from sparsegen.tuning.packing import Array, Sequences, empty, pack, rounded
 from sparsegen.tuning.records import Sizes
-from sparsegen.tuning.subject import Span, Subject
+from sparsegen.tuning.subject import DISTINCT, Span, Subject, tiled
 
 _CHUNK = 4
 """Query rows checked together at the tuned shape."""
@@ -33,8 +34,9 @@ class Expected:
     """What rows of one output must hold.
 
     rows       places along the (flattened) first axis
-    tolerance  relative to the value plus the mean magnitude of all; for indices, the share of lists
-               that may differ in a few keys because their scores are no exact float32 numbers
+    tolerance  relative to the value plus the magnitude of its row, or of all if that is larger; for
+               indices, the share of lists that may differ in a few keys because their scores are no
+               exact float32 numbers
     """
 
     output: int
@@ -62,14 +64,18 @@ class Case:
         return sum(x.nbytes for x in (*self.inputs, *self.outputs))
 
     def save(self, path: Path) -> Path:
-        """Write the case for the worker: arrays, and the rest as JSON."""
+        """Write the case for the worker: arrays, and the rest as JSON.
+
+        Outputs are poison of one value, so their shapes will do.
+        """
         about = {
             "name": self.name,
             "dtypes": self.dtypes,
             "inputs": len(self.inputs),
+            "shapes": [x.shape for x in self.outputs],
             "expected": [[e.output, e.tolerance] for e in self.expected],
         }
-        arrays = [*self.inputs, *self.outputs]
+        arrays = [*self.inputs, *(x.reshape(-1)[:1] for x in self.outputs)]
         for e in self.expected:
             arrays += [e.rows, e.values]
         np.savez(path, np.array(json.dumps(about)), *arrays)
@@ -90,7 +96,10 @@ class Case:
             name=meta["name"],
             dtypes=tuple(meta["dtypes"]),
             inputs=tuple(arrays[:inputs]),
-            outputs=tuple(arrays[inputs:many]),
+            outputs=tuple(
+                np.broadcast_to(x if 0 in shape else x[0], shape)
+                for x, shape in zip(arrays[inputs:many], meta["shapes"], strict=True)
+            ),
             expected=tuple(expected),
         )
 
@@ -101,12 +110,7 @@ def small(subject: Subject, seed: int) -> Case:
     Among them: one without queries, more queries than keys, one query, and enough keys that
     budgets and windows leave some out.
     """
-    reach = subject.reach()
-    lengths = [((67, 5, 0, 9), (70, reach, 9, 5)), ((1, 33, 2), (reach + 2, 300, 2))][seed % 2]
-    queries, keys = lengths
-    if subject.shared:
-        queries = keys = (67, 1, min(reach, _LARGEST_SHARED) - seed)
-    sequences = _sequences(subject, queries, keys, seed)
+    sequences = small_sequences(subject, seed)
     exact = subject.is_exact()
     inputs = subject.inputs(sequences, seed, grid=exact)
     runs = [
@@ -121,7 +125,18 @@ def small(subject: Subject, seed: int) -> Case:
         )
         for n, b in enumerate(subject.task.writes)
     ]  # fmt: skip
-    return _case(subject, f"queries {queries}, keys {keys}", reads, expected, sequences)
+    name = f"queries {sequences.queries}, keys {sequences.keys}"
+    return _case(subject, name, reads, expected, sequences)
+
+
+def small_sequences(subject: Subject, seed: int) -> Sequences:
+    """Return the sequences of a small call."""
+    reach = subject.reach()
+    lengths = [((67, 5, 0, 9), (70, reach, 9, 5)), ((1, 33, 2), (reach + 2, 300, 2))][seed % 2]
+    queries, keys = lengths
+    if subject.shared:
+        queries = keys = (67, 1, min(reach, _LARGEST_SHARED) - seed)
+    return _sequences(subject, queries, keys, seed)
 
 
 def timed(subject: Subject, sizes: Sizes, distribution: str, seed: int = 0) -> Case:
@@ -129,16 +144,15 @@ def timed(subject: Subject, sizes: Sizes, distribution: str, seed: int = 0) -> C
 
     Where rows do not stand for themselves (sums over queries, self-attention), none are.
     """
-    queries, keys = [sizes.query] * sizes.batch, [sizes.key] * sizes.batch
-    sequences = _sequences(subject, queries, keys, seed)
+    sequences = timed_sequences(subject, sizes, seed)
     rng = np.random.default_rng(seed)
-    inputs = subject.inputs(sequences, seed, grid=False)
+    inputs = subject.large(sequences, seed)
     made = {name: [arrays[name] for arrays in inputs] for name in inputs[0]}
     for buffer in subject.task.reads:
         if not subject.is_input(buffer):
             made[buffer.name] = [
                 _drawn(subject, buffer, b, sequences, distribution, rng)
-                for b in range(len(queries))
+                for b in range(len(sequences))
             ]
     b, expected = sizes.batch - 1, []
     step = max(subject.align(), _CHUNK)
@@ -153,6 +167,11 @@ def timed(subject: Subject, sizes: Sizes, distribution: str, seed: int = 0) -> C
     reads = {buffer.name: made[buffer.name] for buffer in subject.task.reads}
     name = f"{sizes.batch} x {sizes.query} queries, {sizes.key} keys"
     return _case(subject, name, reads, expected, sequences)
+
+
+def timed_sequences(subject: Subject, sizes: Sizes, seed: int = 0) -> Sequences:
+    """Return the sequences of the timed call."""
+    return _sequences(subject, [sizes.query] * sizes.batch, [sizes.key] * sizes.batch, seed)
 
 
 def _sequences(
@@ -177,7 +196,9 @@ def _drawn(
         width = subject.width(buffer, sequences)
         return lists.draw(distribution, low, high, many, select.groups, width, rng)
     count = subject.count(buffer, b, sequences)
-    return rounded(rng.standard_normal((count, *buffer.shape)), buffer.dtype)
+    shape = (count, *buffer.shape)
+    drawn = rng.standard_normal(min(math.prod(shape), DISTINCT)).astype(np.float32)
+    return tiled(np.resize(drawn, shape), buffer.dtype)
 
 
 def _sample(subject: Subject, queries: int, step: int) -> list[int]:

@@ -12,7 +12,6 @@ from typing import Any
 
 from sparsegen import arch
 from sparsegen.arch import Arch
-from sparsegen.codegen import tvm as adapter
 from sparsegen.ir.program import Program
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
@@ -20,7 +19,8 @@ from sparsegen.lowering.plan import Plan
 from sparsegen.runtime import catalog
 from sparsegen.tuning import cases
 from sparsegen.tuning.cases import Case
-from sparsegen.tuning.records import Sizes
+from sparsegen.tuning.memory import Shape
+from sparsegen.tuning.records import Sizes, task_hash
 from sparsegen.tuning.space import Value
 from sparsegen.tuning.subject import Subject
 
@@ -74,13 +74,40 @@ class Job:
 
     def build(self, schedule: str, knobs: Mapping[str, Value], out: Path) -> Path:
         """Build the task with a schedule's knobs into the library `out`."""
+        # TVM takes seconds to import, and whoever only runs kernels does not need it.
+        from sparsegen.codegen import tvm as adapter
+        from sparsegen.codegen.gpu.build import compile_source
+
+        chosen = self._chosen(schedule, knobs)
+        module = chosen.module.apply(self.subject.task, chosen.knobs, self.machine)
+        if self.machine.kind == "cuda":
+            compile_source(adapter.cuda_source(module, self.machine), self.machine, out)
+            return out
+        return adapter.build(module, self.machine, out)
+
+    def scratch(self, schedule: str, knobs: Mapping[str, Value]) -> list[list[Shape]]:
+        """Return the memory that a candidate takes beside its buffers, in each of the calls."""
+        chosen = self._chosen(schedule, knobs)
+        taken = catalog.scratch(chosen, self.subject.task, self.machine)
+        subject = self.subject
+        sequences = [cases.small_sequences(subject, seed) for seed in SEEDS]
+        sequences.append(cases.timed_sequences(subject, self.sizes))
+        return [
+            [(buffer.dtype, subject.scratch(buffer, capacity, s)) for buffer, capacity in taken]
+            for s in sequences
+        ]
+
+    def _chosen(self, schedule: str, knobs: Mapping[str, Value]) -> catalog.Choice:
         for folder in self.folders:
             catalog.register_path(folder)
         task = self.subject.task
-        chosen = catalog.choose(task, self.machine, catalog.Schedule(schedule, **knobs))
-        return adapter.build(
-            chosen.module.apply(task, chosen.knobs, self.machine), self.machine, out
-        )
+        return catalog.choose(task, self.machine, catalog.Schedule(schedule, **knobs))
+
+    @cached_property
+    def kernels(self) -> tuple[object, ...]:
+        """Return what decides which library a candidate becomes: all but the shape of the call."""
+        task = self.subject.task
+        return task_hash(task), task.name, self.arch, self.threads, self.folders
 
     def cases(self) -> Sequence[Case]:
         """Return the calls to check; the last one has the tuned shape."""

@@ -1,75 +1,143 @@
-"""Call a built kernel on numpy memory, and see whether it stays within it."""
+"""Call a built kernel on memory of its own, and see whether it is right and stays within it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from sparsegen.codegen import tvm as adapter
 from sparsegen.tuning.cases import Case, Expected
 from sparsegen.tuning.packing import Array, decode
 
-_ALIGN = 64
-_GUARD = 1024
-"""Bytes before and after each buffer that nobody may write."""
-_UNTOUCHED = 0xA5
 _FEW = 4
 """Keys in which a list may differ when scores are inexact: two that change places."""
+
+Shape = tuple[str, tuple[int, ...]]
+"""Dtype and shape of memory that a schedule takes beside the buffers of its task."""
+
+
+class Buffer(Protocol):
+    """An argument between guards; `argument` is what a kernel takes."""
+
+    argument: Any
+
+    def reset(self) -> None:
+        """Write the original values again, and the guards."""
+
+    def is_outside_written(self) -> bool:
+        """Tell whether a guard was written."""
+
+    def is_changed(self) -> bool:
+        """Tell whether the values are other ones than at the start."""
+
+    def rows(self, rows: Array, tail: tuple[int, ...]) -> Array:
+        """Return rows of the memory, seen as [..., *tail]."""
+
+    def copy(self) -> Any:
+        """Return the memory as it is now."""
+
+    def equals(self, other: Any) -> bool:
+        """Tell whether the memory holds the bits of a copy."""
+
+
+class Bench(Protocol):
+    """A place where kernels run: this machine's memory, or a GPU's.
+
+    repeats  calls of a check; where the order of work is not fixed, races show as differences
+    """
+
+    repeats: int
+
+    def place(self, values: Array, dtype: str) -> Buffer:
+        """Return an argument that holds some values."""
+
+    def scratch(self, n: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """Return poisoned memory for the `n`-th scratch argument; calls share it."""
+
+    def clear(self) -> None:
+        """Give memory back that no argument holds."""
+
+    def load(self, library: Path, function: str) -> Callable[..., object]:
+        """Return a function of a built library."""
+
+    def wait(self) -> None:
+        """Wait until what was called has ended."""
+
+    def is_lost(self) -> bool:
+        """Tell whether an earlier fault makes every further call of this process fail."""
+
+    def sustained(self, call: Callable[[], object], seconds: float, least: int) -> list[float]:
+        """Return microseconds of single calls under load, the caches cold before each."""
+
+    def typical(self, times: list[float]) -> float:
+        """Return what counts of the times that `sustained` returned."""
+
+    def burst(self, call: Callable[[], object], rest: float, count: int) -> list[float]:
+        """Return microseconds of the first calls after a rest, the caches cold before each."""
 
 
 class Call:
     """A case in memory, ready to be called and called again."""
 
-    def __init__(self, case: Case) -> None:
-        self.case = case
-        self._raw: list[Array] = []
-        self._originals = (*case.inputs, *case.outputs)
-        self._memory = [self._place(x) for x in self._originals]
-        self.arguments = [
-            _argument(x, dtype) for x, dtype in zip(self._memory, case.dtypes, strict=True)
-        ]
+    def __init__(self, case: Case, bench: Bench) -> None:
+        self.case, self._bench = case, bench
+        self.strayed = False
+        """A kernel wrote what is not its own, and who knows what else."""
+        values = (*case.inputs, *case.outputs)
+        self._memory = [bench.place(x, d) for x, d in zip(values, case.dtypes, strict=True)]
+        for memory in self._memory:
+            memory.reset()
 
-    def _place(self, values: Array) -> Array:
-        raw = np.full(values.nbytes + 2 * _GUARD + _ALIGN, _UNTOUCHED, np.uint8)
-        start = _GUARD + -(raw.ctypes.data + _GUARD) % _ALIGN
-        self._raw.append(raw)
-        memory = raw[start : start + values.nbytes].view(values.dtype).reshape(values.shape)
-        memory[...] = values
-        return memory
+    def arguments(self, scratch: Sequence[Shape] = ()) -> list[Any]:
+        """Return what a kernel takes, its scratch memory included."""
+        more = [self._bench.scratch(n, *shape) for n, shape in enumerate(scratch)]
+        return [*(memory.argument for memory in self._memory), *more]
 
-    def check(self, kernel: Callable[..., object]) -> str | None:
-        """Run the kernel once and say what is wrong with what it did, if anything."""
-        for memory, poison in zip(self._memory, self._originals, strict=True):
-            memory[...] = poison
-        kernel(*self.arguments)
-        found = self._stray() or self._wrong()
-        return None if found is None else f"{found}, in the call of {self.case.name}"
+    def check(self, kernel: Callable[..., object], scratch: Sequence[Shape] = ()) -> str | None:
+        """Run the kernel and say what is wrong with what it did, if anything."""
+        first: list[Any] = []
+        for _ in range(self._bench.repeats):
+            for memory in self._memory:
+                memory.reset()
+            kernel(*self.arguments(scratch))
+            self._bench.wait()
+            stray = self._stray()
+            self.strayed = self.strayed or stray is not None
+            found = stray or self._wrong() or self._differs(first)
+            if found is not None:
+                return f"{found}, in the call of {self.case.name}"
+            if self._bench.repeats > 1 and not first:
+                first = [memory.copy() for memory in self._outputs]
+        return None
+
+    @property
+    def _outputs(self) -> list[Buffer]:
+        return self._memory[len(self.case.inputs) :]
 
     def _stray(self) -> str | None:
-        """Say where the kernel wrote what is not its own; undo what is outside of buffers."""
-        found = None
-        for n, (memory, raw) in enumerate(zip(self._memory, self._raw, strict=True)):
-            start = memory.ctypes.data - raw.ctypes.data
-            for guard in (raw[:start], raw[start + memory.nbytes :]):
-                if (guard != _UNTOUCHED).any():
-                    guard[...] = _UNTOUCHED
-                    found = f"argument {n} is written out of bounds"
-        for n, original in enumerate(self.case.inputs):
-            if not np.array_equal(_bits(self._memory[n]), _bits(original)):
-                found = found or f"argument {n} is read only but was written"
-        return found
+        """Say where the kernel wrote what is not its own."""
+        for n, memory in enumerate(self._memory):
+            if memory.is_outside_written():
+                return f"argument {n} is written out of bounds"
+        for n, memory in enumerate(self._memory[: len(self.case.inputs)]):
+            if memory.is_changed():
+                return f"argument {n} is read only but was written"
+        return None
 
     def _wrong(self) -> str | None:
-        inputs = len(self.case.inputs)
+        dtypes = self.case.dtypes[len(self.case.inputs) :]
         for expected in self.case.expected:
-            memory = self._memory[inputs + expected.output]
-            dtype = self.case.dtypes[inputs + expected.output]
-            flat = memory.reshape(-1, *expected.values.shape[1:])
-            if wrong := compare(decode(flat[expected.rows], dtype), expected):
+            found = self._outputs[expected.output].rows(expected.rows, expected.values.shape[1:])
+            if wrong := compare(decode(found, dtypes[expected.output]), expected):
                 return f"output {expected.output} {wrong}"
+        return None
+
+    def _differs(self, first: list[Any]) -> str | None:
+        for n, before in enumerate(first):
+            if not self._outputs[n].equals(before):
+                return f"output {n} differs between calls of the same arguments"
         return None
 
 
@@ -81,7 +149,7 @@ def compare(got: Array, expected: Expected) -> str | None:
     if want.dtype.kind == "i":
         return _compare_lists(got, expected)
     finite = np.isfinite(want)
-    size = float(np.mean(np.abs(want[finite]))) if finite.any() else 0.0
+    size = _size(np.where(finite, want, 0.0), int(np.count_nonzero(finite)))
     with np.errstate(invalid="ignore"):
         error = np.abs(got - want) / (np.abs(want) + size + 1e-30)
     error = np.where(finite, error, np.where(got == want, 0.0, np.inf))
@@ -94,6 +162,16 @@ def compare(got: Array, expected: Expected) -> str | None:
         f"is wrong at [{at}]: got {got[worst]:.6g}, want {want[worst]:.6g} "
         f"(off by {error[worst]:.2g}, allowed {expected.tolerance:.2g})"
     )
+
+
+def _size(want: Array, count: int) -> Array:
+    """Return what errors are relative to, beside the value itself: [..., 1].
+
+    Weights rounded to 16 bits err by a share of the values they meet, however these cancel. That is
+    large in a row that sees few keys, whose elements are large on the whole.
+    """
+    row = np.sqrt(np.mean(np.square(want), axis=-1, keepdims=True))
+    return np.asarray(np.maximum(row, np.sum(np.abs(want)) / max(1, count)))
 
 
 def _compare_lists(got: Array, expected: Expected) -> str | None:
@@ -123,23 +201,3 @@ def _compare_lists(got: Array, expected: Expected) -> str | None:
 def _is_list(keys: Array) -> bool:
     used = keys[keys >= 0]
     return bool((np.diff(used) > 0).all() and (keys[len(used) :] == -1).all())
-
-
-def _argument(memory: Array, dtype: str) -> Any:
-    runtime = adapter.tvm.runtime
-    if memory.size == 0:
-        return runtime.empty(memory.shape, dtype)
-    tensor = runtime.from_dlpack(memory)
-    # numpy has no bfloat16: the memory is uint16 and its view says what the bits mean.
-    return tensor._create_view(memory.shape, dtype) if dtype == "bfloat16" else tensor
-
-
-def _bits(x: Array) -> Array:
-    """Return the bytes of an array, in which NaN equals itself."""
-    return x.reshape(-1).view(np.uint8)
-
-
-def load(library: Path, function: str) -> Callable[..., object]:
-    """Return a function of a built library."""
-    found: Callable[..., object] = adapter.tvm.runtime.load_module(str(library))[function]
-    return found

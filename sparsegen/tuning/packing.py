@@ -116,7 +116,7 @@ def pack(buffer: Buffer, values: Sequence[Array], sequences: Sequences, width: i
     """
     if buffer.rows.space == "none":
         return encode(values[0], buffer.dtype)
-    memory = empty(buffer, sequences, width, key=0)
+    memory = empty(buffer, sequences, width, key=0).copy()
     flat = memory.reshape(-1, *memory.shape[2:]) if buffer.rows.paged else memory
     for b, value in enumerate(values):
         rows = sequences.rows(buffer.rows, b, len(value))
@@ -128,13 +128,18 @@ def pack(buffer: Buffer, values: Sequence[Array], sequences: Sequences, width: i
 
 
 def empty(buffer: Buffer, sequences: Sequences, width: int, *, key: int = -7) -> Array:
-    """Return a poisoned buffer: NaN, or the key `key`."""
-    shape = [width if n == -1 else n for n in buffer.shape]
-    if buffer.rows.space != "none":
-        rows = sequences.capacity(buffer.rows)
-        page = sequences.page
-        shape = [rows // page, page, *shape] if buffer.rows.paged else [rows, *shape]
-    return encode(np.full(shape, key if buffer.dtype == "int32" else np.nan), buffer.dtype)
+    """Return a poisoned buffer, one element seen everywhere: NaN, or the key `key`."""
+    poison = encode(np.array(key if buffer.dtype == "int32" else np.nan), buffer.dtype)
+    return np.broadcast_to(poison, shape_of(buffer, sequences, width))
+
+
+def shape_of(buffer: Buffer, sequences: Sequences, width: int) -> tuple[int, ...]:
+    """Return the shape of a buffer in memory; `width` is its extent -1."""
+    shape = tuple(width if n == -1 else n for n in buffer.shape)
+    if buffer.rows.space == "none":
+        return shape
+    rows, page = sequences.capacity(buffer.rows), sequences.page
+    return (rows // page, page, *shape) if buffer.rows.paged else (rows, *shape)
 
 
 def encode(values: Array, dtype: str) -> Array:
@@ -142,6 +147,8 @@ def encode(values: Array, dtype: str) -> Array:
     if dtype != "bfloat16":
         return np.ascontiguousarray(values, dtype=_NUMPY[dtype])
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    if not (bits & 0xFFFF).any():  # nothing to round, as in large arrays that are rounded already
+        return (bits >> 16).astype(np.uint16)
     even = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     quiet = (bits >> 16) | 0x40
     nan = (bits & 0x7FFFFFFF) > 0x7F800000

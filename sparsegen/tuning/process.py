@@ -2,28 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
-from types import TracebackType
 from typing import IO, Any
 
-# TVM imports torch where it finds it, which takes longer than all the rest; kernels need none.
-_BOOT = """
-import sys
+# TVM imports torch where it finds it, which takes longer than all the rest; kernels of CPUs need
+# none. Builders make way for whoever measures.
+BOOT = {
+    "builder": """
+import os, sys
+os.nice(10)
 sys.modules["torch"] = None
+from sparsegen.codegen import tvm
 from sparsegen.tuning.worker import serve
 sys.exit(serve())
-"""
+""",
+    "cpu": """
+import sys
+sys.modules["torch"] = None
+from sparsegen.tuning import host
+from sparsegen.tuning.worker import serve
+sys.exit(serve())
+""",
+    "cuda": """
+import sys
+from sparsegen.runtime import measure
+from sparsegen.tuning.worker import serve
+sys.exit(serve())
+""",
+}
+"""What a worker runs that builds, or whose kernels run on a CPU or a GPU."""
+_BURIAL_SECONDS = 30.0
+"""How long a killed worker may take to go; the driver first ends what it left on the GPU."""
 _LAST_WORDS = 5
 
 
@@ -37,10 +54,11 @@ class Process:
     Args:
         log: file that receives what the worker writes to stderr.
         threads: size of the thread pool of its kernels.
+        role: one of BOOT.
     """
 
-    def __init__(self, log: Path, threads: int) -> None:
-        self._log, self._threads = log, threads
+    def __init__(self, log: Path, threads: int, role: str) -> None:
+        self._log, self._threads, self._role = log, threads, role
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._buffer = b""
@@ -61,7 +79,7 @@ class Process:
         self._stderr = self._log.open("wb")
         self._buffer = b""
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _BOOT],
+            [sys.executable, "-c", BOOT[self._role]],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -122,7 +140,8 @@ class Process:
         self.told = None
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(_BURIAL_SECONDS)
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     try:
@@ -133,40 +152,3 @@ class Process:
         if self._stderr is not None:
             self._stderr.close()
             self._stderr = None
-
-
-class Workers:
-    """The processes of a search: some build, one runs and nothing else runs beside it.
-
-    Args:
-        threads: of the kernels that are measured; as many candidates are built at a time.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="sparsegen-tune-"))
-        self.runner = Process(self.folder / "runner.log", threads)
-        self.all = [Process(self.folder / f"builder{n}.log", 1) for n in range(threads)]
-        self.builders: SimpleQueue[Process] = SimpleQueue()
-        for builder in self.all:
-            self.builders.put(builder)
-        self.pool = ThreadPoolExecutor(threads)
-        self.all.append(self.runner)
-        for process in self.all:
-            process.start()  # importing TVM takes a second; there is other work meanwhile
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        # Threads of the pool may be waiting for answers: only they may close the pipes meanwhile.
-        for process in self.all:
-            process.interrupt()
-        self.pool.shutdown(wait=True, cancel_futures=True)
-        for process in self.all:
-            process.kill()
-        shutil.rmtree(self.folder)

@@ -9,6 +9,7 @@ keeps its place unless it is beaten by more than the noise.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -16,7 +17,16 @@ from statistics import median
 from typing import Protocol
 
 from sparsegen.errors import TuningError
-from sparsegen.tuning.space import Candidate, History, Measured, Outcome, Rejected, Space
+from sparsegen.tuning.space import (
+    Candidate,
+    History,
+    Measured,
+    Outcome,
+    Pair,
+    Rejected,
+    Sample,
+    Space,
+)
 
 BATCH = 8
 """Most candidates prepared together; while one batch is measured nothing is compiled."""
@@ -28,6 +38,7 @@ FINALISTS = 3
 FINAL_ROUNDS = 15
 FINAL_SHARE = 0.2
 """Share of the budget kept for the final."""
+BURSTS = 3
 FLOOR = 0.01
 """No win below this counts, however quiet the machine."""
 
@@ -45,8 +56,14 @@ class Runner(Protocol):
         What is not ready at the deadline is not yielded.
         """
 
-    def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, float | Rejected]:
-        """Time each candidate once, in microseconds."""
+    def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sample | Rejected]:
+        """Time each candidate once."""
+
+    def burst(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sample | Rejected]:
+        """Time each candidate after a rest; empty where that says nothing new."""
+
+    def confirm(self, candidate: Candidate) -> Rejected | None:
+        """Check a candidate once more after it ran under load, where that may tell more."""
 
 
 class Observer(Protocol):
@@ -98,6 +115,8 @@ class Race:
     clock: Callable[[], float] = time.monotonic
     ready: set[Candidate] = field(default_factory=set)
     """Candidates prepared in this process."""
+    defaults: deque[Sample] = field(default_factory=lambda: deque(maxlen=FINAL_ROUNDS))
+    """The last samples of the default."""
 
     def run(self) -> Choice:
         """Search until the strategy has nothing to propose or the time is up.
@@ -107,7 +126,9 @@ class Race:
         """
         anchor = self._anchor()
         if anchor is None:
-            return self._keep("the budget ended before the default was built")
+            why = "the budget ended before the default was built"
+            default = self.space.default
+            return Choice(candidate=default, default=default, final=None, noise=0.0, why=why)
         count = BATCH // 2
         while (start := self.clock()) < self.deadline - self.reserve:
             batch = self.propose(self.space, self.history, count, self.rng)
@@ -131,7 +152,8 @@ class Race:
             if candidate in self._prepare([candidate]):
                 time_of = self.runner.round([candidate])[candidate]
                 if not isinstance(time_of, Rejected):
-                    self._learn(candidate, Measured((time_of,), (time_of,)))
+                    self.defaults.append(time_of)
+                    self._learn(candidate, Measured.of([(time_of, time_of)]))
                     return candidate
                 self._learn(candidate, time_of)
         raise TuningError(
@@ -156,7 +178,7 @@ class Race:
         return passed
 
     def _heats(self, anchor: Candidate, alive: list[Candidate]) -> None:
-        samples: dict[Candidate, list[tuple[float, float]]] = {c: [] for c in alive}
+        samples: dict[Candidate, list[Pair]] = {c: [] for c in alive}
         for rounds in HEATS:
             for _ in range(rounds):
                 if alive and self.clock() < self.deadline - self.reserve:
@@ -164,7 +186,7 @@ class Race:
             alive = [c for c in alive if samples[c]]
             if not alive:
                 return
-            ratios = {c: median(s / a for s, a in samples[c]) for c in alive}
+            ratios = {c: Measured.of(samples[c]).ratio for c in alive}
             order = sorted(alive, key=ratios.__getitem__)
             best = min(ratios[order[0]], *self._best_ratio())
             last = rounds == HEATS[-1] or self.clock() >= self.deadline - self.reserve
@@ -172,8 +194,7 @@ class Race:
             keep = [c for c in keep if ratios[c] < HOPELESS * best]
             for candidate in order:
                 if candidate not in keep:
-                    own, base = zip(*samples[candidate], strict=True)
-                    self._learn(candidate, Measured(own, base))
+                    self._learn(candidate, Measured.of(samples[candidate]))
             alive = keep
 
     def _best_ratio(self) -> list[float]:
@@ -183,7 +204,7 @@ class Race:
         self,
         anchor: Candidate,
         alive: list[Candidate],
-        samples: dict[Candidate, list[tuple[float, float]]],
+        samples: dict[Candidate, list[Pair]],
     ) -> list[Candidate]:
         times = self.runner.round(self._shuffled([anchor, *alive]))
         base = times[anchor]
@@ -192,6 +213,7 @@ class Race:
                 f"{anchor}, which passed every check, failed while it was timed: {base.why}",
                 hint="report it with the quarantined reproduction; records keep what was measured",
             )
+        self.defaults.append(base)
         for candidate in alive:
             taken = times[candidate]
             if isinstance(taken, Rejected):
@@ -208,32 +230,50 @@ class Race:
         names = [c for c in self.history.fastest(FINALISTS + 1) if c != anchor][:FINALISTS]
         alive = [c for c in self._prepare(names) if self.history.measured[c].ratio < 1]
         if not alive:
-            return self._keep("nothing was faster than the default", anchor)
-        samples: dict[Candidate, list[tuple[float, float]]] = {c: [] for c in alive}
+            return self._stay("nothing was faster than the default", anchor, 0.0)
+        samples: dict[Candidate, list[Pair]] = {c: [] for c in alive}
         for done in range(FINAL_ROUNDS):
             if not alive or (done >= 3 and self.clock() >= self.deadline):
                 break
             alive = self._round(anchor, alive, samples)
         if not alive:
-            return self._keep("the faster ones failed in the final", anchor)
-        results = {c: Measured(*map(tuple, zip(*samples[c], strict=True))) for c in alive}
+            return self._stay("the faster ones failed in the final", anchor, 0.0)
+        results = {c: Measured.of(samples[c]) for c in alive}
         best = min(results, key=lambda c: results[c].ratio)
         noise = noise_of(results[best])
+        wrong: Rejected | None = None
         if 1 - results[best].ratio > noise:
-            return Choice(
-                candidate=best, default=anchor, final=results[best], noise=noise, why="faster"
-            )
-        base = results[best].anchor
-        return Choice(
-            candidate=anchor, default=anchor, final=Measured(base, base), noise=noise,
-            why=f"the best other candidate gains {max(0.0, 1 - results[best].ratio):.1%}, "
-            f"the noise is {noise:.1%}",
-        )  # fmt: skip
+            bursts, wrong = self._bursts(best, anchor)
+            wrong = wrong or self.runner.confirm(best)
+            if wrong is None:
+                final = Measured.of(samples[best], bursts)
+                return Choice(
+                    candidate=best, default=anchor, final=final, noise=noise, why="faster"
+                )
+            self._learn(best, wrong)
+        gain = f"the best other candidate gains {max(0.0, 1 - results[best].ratio):.1%}, "
+        why = gain + (f"but failed: {wrong.why}" if wrong else f"the noise is {noise:.1%}")
+        return self._stay(why, anchor, noise)
 
-    def _keep(self, why: str, anchor: Candidate | None = None) -> Choice:
-        used = anchor or self.space.default
-        final = self.history.measured.get(used)
-        return Choice(candidate=used, default=used, final=final, noise=0.0, why=why)
+    def _stay(self, why: str, anchor: Candidate, noise: float) -> Choice:
+        """Return the choice of the default after a search."""
+        bursts, _ = self._bursts(anchor, anchor)
+        final = Measured.of([(s, s) for s in self.defaults], bursts)
+        return Choice(candidate=anchor, default=anchor, final=final, noise=noise, why=why)
+
+    def _bursts(
+        self, candidate: Candidate, anchor: Candidate
+    ) -> tuple[list[Pair], Rejected | None]:
+        """Return bursts of two candidates, and why the first one failed if it did."""
+        found: list[Pair] = []
+        for _ in range(BURSTS):
+            taken = self.runner.burst(self._shuffled(list(dict.fromkeys([candidate, anchor]))))
+            own, base = taken.get(candidate), taken.get(anchor)
+            if isinstance(own, Rejected):
+                return [], own
+            if isinstance(own, Sample) and isinstance(base, Sample):
+                found.append((own, base))
+        return found, None
 
     def _learn(self, candidate: Candidate, outcome: Outcome) -> None:
         self.history.outcomes[candidate] = outcome

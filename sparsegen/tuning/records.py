@@ -25,6 +25,7 @@ from sparsegen.lowering.tasks import Task
 from sparsegen.tuning.space import Candidate, Measured, Outcome, Rejected
 
 SCHEMA = 1
+_MORE = ("burst", "anchor_burst", "calls", "anchor_calls")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,9 @@ class Key:
 
     task          `task_hash`: the mathematics and the binding as far as this kernel sees them
     distribution  of the indices the kernel gathers: uniform, local, clustered, trace:<hash>
-    arch          name of the architecture, and `threads` it used
-    toolchain     versions of TVM and LLVM and a hash of the sources that generate the kernel
+    arch          name of the architecture, and `threads` it used (a GPU's: multiprocessors)
+    device        name of the GPU; empty for a CPU
+    toolchain     version of TVM, a hash of the sources that generate the kernel, version of nvcc
     """
 
     task: str
@@ -66,6 +68,7 @@ class Key:
     arch: str
     threads: int
     toolchain: str
+    device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +85,9 @@ class Origin:
 class Record:
     """One line: the outcome of a candidate, or the choice that ended a search.
 
-    what  "candidate" or "choice"; the outcome of a choice is the final, interleaved comparison
+    what    "candidate" or "choice"; the outcome of a choice is the final, interleaved comparison
+    serves  name of the architecture whose other GPUs may use the choice where they have none of
+            their own; empty: it is for the GPU it was measured on
     """
 
     what: str
@@ -91,18 +96,24 @@ class Record:
     candidate: Candidate
     outcome: Outcome
     time: str = ""
+    serves: str = ""
 
     def to_json(self) -> str:
         """Return the line, without its end."""
         data: dict[str, Any] = {"schema": SCHEMA, "what": self.what, "time": self.time}
         data |= {"key": asdict(self.key), "origin": asdict(self.origin)}
+        if self.serves:
+            data["serves"] = self.serves
         data |= {"schedule": self.candidate.schedule, "knobs": dict(self.candidate.knobs)}
         match self.outcome:
             case Rejected(stage, why):
                 data |= {"rejected": {"stage": stage, "why": why}}
-            case Measured(samples, anchor):
+            case Measured(samples=samples, anchor=anchor):
                 micros = round(self.outcome.micros, 3)
                 data |= {"micros": micros, "samples": _round(samples), "anchor": _round(anchor)}
+                for name in _MORE:
+                    if found := getattr(self.outcome, name):
+                        data[name] = _round(found)
         return json.dumps(data, separators=(",", ":"))
 
     @classmethod
@@ -113,7 +124,11 @@ class Record:
         if "rejected" in data:
             outcome = Rejected(**data["rejected"])
         else:
-            outcome = Measured(tuple(data["samples"]), tuple(data["anchor"]))
+            outcome = Measured(
+                tuple(data["samples"]),
+                tuple(data["anchor"]),
+                **{name: _tuple(data[name]) for name in _MORE if name in data},
+            )
         return cls(
             what=data["what"],
             key=Key(**(key | {"sizes": Sizes(**key["sizes"])})),
@@ -121,11 +136,16 @@ class Record:
             candidate=Candidate.of(data["schedule"], data["knobs"]),
             outcome=outcome,
             time=data["time"],
+            serves=data.get("serves", ""),
         )
 
 
-def _round(samples: tuple[float, ...]) -> list[float]:
-    return [round(x, 3) for x in samples]
+def _round(samples: tuple[Any, ...]) -> list[Any]:
+    return [_round(x) if isinstance(x, tuple) else round(x, 3) for x in samples]
+
+
+def _tuple(samples: list[Any]) -> tuple[Any, ...]:
+    return tuple(_tuple(x) if isinstance(x, list) else x for x in samples)
 
 
 def task_hash(task: Task) -> str:
@@ -244,6 +264,15 @@ def merge(files: Iterable[Path]) -> Iterator[Record]:
         for record in read(path):
             seen.setdefault(record.to_json(), record)
     yield from sorted(seen.values(), key=lambda r: r.time)
+
+
+def choices(records: Iterable[Record]) -> dict[tuple[object, ...], Record]:
+    """Return the last choice of each task, size, distribution and processor."""
+    return {
+        (k.task, k.sizes, k.distribution, k.arch, k.threads, k.device): r
+        for r in records
+        if r.what == "choice" and (k := r.key)
+    }
 
 
 def seen(records: Iterable[Record], key: Key) -> dict[Candidate, Outcome]:

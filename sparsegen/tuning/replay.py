@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 
 from sparsegen.tuning.records import Record
-from sparsegen.tuning.space import Candidate, Measured, Outcome, Rejected, Space
+from sparsegen.tuning.space import Candidate, Measured, Outcome, Rejected, Sample, Space
 
 
 class Replay:
@@ -47,8 +47,16 @@ class Replay:
             outcome = self._outcomes[candidate]
             yield candidate, outcome if isinstance(outcome, Rejected) else None
 
-    def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, float | Rejected]:
+    def round(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sample | Rejected]:
         """Return the next recorded sample of each candidate, starting over after the last."""
         taken = {c: next(self._samples[c]) for c in candidates}
         self._now += sum(taken.values()) * 1e-6
-        return taken
+        return {c: Sample(micros) for c, micros in taken.items()}
+
+    def burst(self, candidates: Sequence[Candidate]) -> Mapping[Candidate, Sample | Rejected]:
+        """Return nothing: what is replayed are rounds."""
+        return {}
+
+    def confirm(self, candidate: Candidate) -> Rejected | None:
+        """Return None: what was recorded as measured was right."""
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparsegen.lowering.tasks import Task
 from sparsegen.runtime.catalog import Schedule
@@ -93,6 +93,11 @@ def tuned(task: Task, space: Space, choice: Choice, history: History) -> TaskRes
         task=task.name, candidate=choice.candidate, choice=choice,
         measured=len(history.measured), rejected=rejected, excluded=space.reasons(),
     )  # fmt: skip
+
+
+def known(task: Task, space: Space, candidate: Candidate) -> TaskResult:
+    """Return the result for a task whose search was finished in an earlier run."""
+    return replace(untuned(task, space, "chosen in an earlier run"), candidate=candidate)
 
 
 def untuned(task: Task, space: Space, note: str) -> TaskResult:

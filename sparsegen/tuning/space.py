@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from random import Random
 from statistics import median
 
 Value = int | bool | str
@@ -44,14 +45,44 @@ class Rejected:
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What a round says of a candidate, in microseconds, and the single calls behind that."""
+
+    micros: float
+    calls: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
 class Measured:
     """Samples of a candidate in microseconds, and of the default taken in the same rounds.
 
     The default is the anchor: machines drift, and a ratio taken within one round does not.
+
+    burst  samples taken after a rest, where the machine can run faster than it sustains
+    calls  the single calls behind each sample
     """
 
     samples: tuple[float, ...]
     anchor: tuple[float, ...]
+    burst: tuple[float, ...] = ()
+    anchor_burst: tuple[float, ...] = ()
+    calls: tuple[tuple[float, ...], ...] = ()
+    anchor_calls: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], bursts: Sequence[Pair] = ()) -> Measured:
+        """Return what pairs of samples say, each of the candidate and of the default."""
+        own, anchor = zip(*pairs, strict=True)
+        burst, anchor_burst = zip(*bursts, strict=True) if bursts else ((), ())
+        some = any(s.calls for s in own)
+        return cls(
+            samples=tuple(s.micros for s in own),
+            anchor=tuple(s.micros for s in anchor),
+            burst=tuple(s.micros for s in burst),
+            anchor_burst=tuple(s.micros for s in anchor_burst),
+            calls=tuple(s.calls for s in own) if some else (),
+            anchor_calls=tuple(s.calls for s in anchor) if some else (),
+        )
 
     @property
     def micros(self) -> float:
@@ -64,6 +95,7 @@ class Measured:
         return median(s / a for s, a in zip(self.samples, self.anchor, strict=True))
 
 
+Pair = tuple[Sample, Sample]
 Outcome = Measured | Rejected
 
 
@@ -105,6 +137,27 @@ class Space:
     def unseen(self, history: History) -> list[Candidate]:
         """Return the candidates without an outcome, in order."""
         return [c for c in self.candidates if c not in history]
+
+    def first(self, limit: int, rng: Random) -> Space:
+        """Return the space of at most `limit` candidates that are worth trying first.
+
+        The default and what is one step from it, the first candidate of every other schedule, and
+        then any, those of the default's schedule first. A smaller limit takes the same ones, fewer.
+        """
+        own = self.default.schedule
+        others = {c.schedule: c for c in reversed(self.candidates) if c.schedule != own}
+        rest = rng.sample(self.candidates, len(self.candidates))
+        order = [
+            self.default, *self.neighbours(self.default), *reversed(others.values()),
+            *sorted(rest, key=lambda c: c.schedule != own),
+        ]  # fmt: skip
+        return Space(tuple(dict.fromkeys(order))[:limit], self.excluded)
+
+    @property
+    def worthwhile(self) -> int:
+        """Return how many of `first` are of the default's schedule, or the first of another."""
+        schedules = [c.schedule for c in self.candidates]
+        return schedules.count(self.default.schedule) + len(set(schedules)) - 1
 
     def reasons(self) -> dict[str, int]:
         """Return how many candidates each static reason excludes, most frequent first."""

@@ -18,8 +18,10 @@ from sparsegen.oracle.run import Run
 from sparsegen.patterns import random_inputs
 from sparsegen.primitives import Attend, Compress, Merge, Project, Select
 from sparsegen.primitives.select import Selection, follows_query
-from sparsegen.tuning.packing import Array, Sequences, rounded
+from sparsegen.tuning.packing import Array, Sequences, rounded, shape_of
 
+DISTINCT = 4194301
+"""Numbers drawn for a large tensor; a prime, so that no two of its rows are the same."""
 _TASKS = (Project, Compress, Select, Attend, Merge)
 _EXACT_OPS = frozenset({"relu", "abs", "min", "max", "neg", "add", "sub", "mul", "where"})
 
@@ -65,6 +67,27 @@ class Subject:
 
     # --- drawing --------------------------------------------------------------------------------
 
+    def large(self, sequences: Sequences, seed: int) -> list[dict[str, Array]]:
+        """Draw the inputs that the task reads as float32, of few distinct numbers; others are 0."""
+        buffers = {node.name: buffer for node, buffer in self.plan.inputs}
+        read = {buffer.name for buffer in self.task.reads}
+        made: list[dict[str, Array]] = []
+        for b in range(len(sequences)):
+            lengths = self._letters(b, sequences)
+            drawn = random_inputs(
+                self.program, {**self.sizes, **lengths}, seed + 1000 * b, distinct=DISTINCT,
+                only=read,
+            )  # fmt: skip
+            weights = made[0] if made else {}
+            known = {n: x for n, x in weights.items() if buffers[n].rows.space == "none"}
+            for name, x in drawn.items():
+                if name not in read:
+                    known[name] = np.broadcast_to(np.zeros(()), x.shape)
+                elif name not in known:
+                    known[name] = x if x.dtype == np.int32 else tiled(x, buffers[name].dtype)
+            made.append(known)
+        return made
+
     def inputs(self, sequences: Sequences, seed: int, *, grid: bool) -> list[dict[str, Array]]:
         """Draw the inputs of every sequence, rounded to their dtypes; weights are the same for all.
 
@@ -74,10 +97,7 @@ class Subject:
         rng = np.random.default_rng(seed)
         made: list[dict[str, Array]] = []
         for b in range(len(sequences)):
-            lengths = {
-                self.program.key: sequences.keys[b],
-                self.program.query: sequences.queries[b],
-            }
+            lengths = self._letters(b, sequences)
             drawn = {**random_inputs(self.program, {**self.sizes, **lengths}, seed + 1000 * b)}
             for name, x in drawn.items():
                 if buffers[name].rows.space == "none" and made:
@@ -86,6 +106,9 @@ class Subject:
                     drawn[name] = (rng.integers(-8, 9, x.shape) / 4).astype(np.float32)
             made.append({n: rounded(x, buffers[n].dtype) for n, x in drawn.items()})
         return made
+
+    def _letters(self, b: int, sequences: Sequences) -> dict[str, int]:
+        return {self.program.key: sequences.keys[b], self.program.query: sequences.queries[b]}
 
     def is_exact(self) -> bool:
         """Tell whether scores over a grid are exact, so that ties are ties in the kernel too."""
@@ -155,10 +178,14 @@ class Subject:
         ends = [self.lengths(b, sequences) for b in range(len(sequences))]
         return max(int(run.env(self.widths[buffer.name])) for run in ends)
 
+    def scratch(self, buffer: Buffer, capacity: Expr, sequences: Sequences) -> tuple[int, ...]:
+        """Return the shape of memory that a schedule takes; `capacity` is its extent -1."""
+        ends = [self.lengths(b, sequences) for b in range(len(sequences))]
+        return shape_of(buffer, sequences, max(int(run.env(capacity)) for run in ends))
+
     def lengths(self, b: int, sequences: Sequences) -> Run:
         """Return an oracle for expressions over lengths and positions; its tensors are zeros."""
-        known = {self.program.key: sequences.keys[b], self.program.query: sequences.queries[b]}
-        sizes = {**self.sizes, **known}
+        sizes = {**self.sizes, **self._letters(b, sequences)}
         zeros = {
             n.name: np.broadcast_to(np.zeros(()), tuple(extent(a, sizes) for a in n.axes))
             for n in self.program.inputs
@@ -210,8 +237,8 @@ class Subject:
             start = (span.offset + start) // rows.block - base
             stop = (span.offset + stop - 1) // rows.block - base + 1
         elif rows.space != "query":
-            return value
-        return value[start:stop]
+            return _exact(value)
+        return _exact(value[start:stop])
 
     def _selection(self, node: Select, indices: Array, run: Run) -> Selection:
         rows = next((n for n, key in enumerate(node.keys[:-1]) if follows_query(key)), None)
@@ -285,6 +312,16 @@ class Subject:
             np.where(some, np.maximum(first, 0), 0),
             np.where(some, np.minimum(last + 1, capacity), 0),
         )
+
+
+def tiled(values: Array, dtype: str) -> Array:
+    """Return `values`, which repeat after DISTINCT numbers, rounded to a dtype, as float32."""
+    rounded_once = rounded(values.reshape(-1)[:DISTINCT], dtype).astype(np.float32)
+    return np.resize(rounded_once, values.shape)
+
+
+def _exact(values: Array) -> Array:
+    return values.astype(np.float64) if values.dtype == np.float32 else values
 
 
 def _positions(keys: Sequence[Expr], role: str, at: Array) -> dict[Expr, Array]:

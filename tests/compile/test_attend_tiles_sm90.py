@@ -13,7 +13,7 @@ from tvm_ffi import libinfo
 from schedules import attend_tiles_sm90
 from sparsegen import arch as archs
 from sparsegen import patterns
-from sparsegen.codegen.gpu.build import code_options, run, toolkit
+from sparsegen.codegen.gpu.build import code_options, program, run, toolkit
 from sparsegen.codegen.tvm import cuda_source
 from sparsegen.errors import CompileError
 from sparsegen.lowering.binding import Binding
@@ -70,8 +70,8 @@ def test_says_what_does_not_fit() -> None:
     assert all(k.reason for k in found if isinstance(k, Rejected))
 
 
-@pytest.mark.parametrize("name", ["mla_prefill", "nsa", "sliding_window"])
-def test_nothing_spills(name: str, tmp_path: Path) -> None:
+def built(name: str, folder: Path) -> tuple[Path, str]:
+    """Return the binary of a published shape, and what ptxas says of it."""
     try:
         kit = toolkit()
     except CompileError as error:
@@ -79,13 +79,39 @@ def test_nothing_spills(name: str, tmp_path: Path) -> None:
     # Of NSA, the branch of selected blocks.
     task = next((t for t in tasks(name) if t.lists), tasks(name)[0])
     knobs = attend_tiles_sm90.default(task, ARCH)
-    source, cubin = tmp_path / "kernel.cu", tmp_path / "kernel.cubin"
+    source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
     source.write_text(cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH))
     includes = [f"-I{p}" for p in (*libinfo.include_paths(), *kit.includes)]
     command = [
         str(kit.nvcc), *code_options(ARCH), "-O3", "-std=c++17", "-w", "-Xptxas", "-v",
         *includes, "-cubin", str(source), "-o", str(cubin),
     ]  # fmt: skip
-    said = run(command, cubin.name)
+    return cubin, run(command, cubin.name)
+
+
+@pytest.mark.parametrize("name", ["causal", "mla_prefill", "nsa"])
+def test_nothing_spills_or_shares_registers(name: str, tmp_path: Path) -> None:
+    cubin, said = built(name, tmp_path)
     assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
     assert "C75" not in said, "products are serialised"
+    dump = program("cuobjdump")
+    if dump is None:
+        pytest.skip("cuobjdump, which reads binaries, is not installed")
+    code = run([str(dump), "-sass", str(cubin)], "cuobjdump")
+    assert "UTMALDG" in code
+    # The first register of A operands: queries that stay, and weights.
+    products = re.findall(r"HGMMA\S+ R\d+, R(\d+), gdesc\[\w+\](\.tnspB)?", code)
+    queries, weights = ({int(r) for r, t in products if bool(t) == kind} for kind in (False, True))
+    assert weights
+    assert bool(queries) == (name != "mla_prefill")
+    assert not {q + i for q in queries for i in range(4)} & {
+        w + i for w in weights for i in range(4)
+    }
+
+
+def test_queries_that_the_assembler_would_lose_do_not_stay() -> None:
+    (task,) = tasks("sliding_window")  # values of 64 elements
+    assert attend_tiles_sm90.default(task, ARCH).resident == 0
+    knobs = attend_tiles_sm90.Knobs(keys=64, resident=1)
+    with pytest.raises(CompileError, match="loses resident queries"):
+        attend_tiles_sm90.apply(task, knobs, ARCH)

@@ -251,6 +251,7 @@ _TABLE: tuple[tuple[str, _Emit], ...] = (
     (r"bar\.warp\.sync", _named("warp_sync")),
     (rf"setmaxnreg\.(?:inc|dec){_SYNC}\.u32", _nothing),
     (r"fence\..*|membar\..*|nanosleep.*|griddepcontrol\..*", _nothing),
+    (r"cp\.async\.bulk\.prefetch\.L2\.global.*", _nothing),
     (rf"wgmma\.mma_async{_SYNC}\.m64n(\d+)k16\.f32\.(bf16|f16)\.\2", _wgmma),
     (rf"wgmma\.fence{_SYNC}", _named("wgmma_fence")),
     (rf"wgmma\.commit_group{_SYNC}", _named("wgmma_commit")),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from sparsegen import arch, cli, patterns
 from sparsegen.errors import BindingError, UnsupportedError
 from sparsegen.report import Explanation
 from sparsegen.report.model import Amount, Scheduled
+from sparsegen.tuning.database import Found
+from sparsegen.tuning.records import Key, Sizes
 
 ZEN = dataclasses.replace(arch.get("znver4"), cores=2)
 
@@ -140,14 +143,24 @@ def test_a_schedule_that_was_asked_for_is_shown(zen: None) -> None:
         explained("causal", "llama-3-8b", schedule=sg.Schedule("attend_mma"))
 
 
+KEY = Key(
+    task="", sizes=Sizes(batch=1, query=4096, key=4096), distribution="none", arch="sm_90",
+    threads=132, toolchain="", device="NVIDIA H200",
+)  # fmt: skip
+
+
 def test_a_recorded_choice_is_shown(zen: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice = Found(sg.Schedule("attend_cpu"), SimpleNamespace(key=KEY))
     monkeypatch.setattr(
-        "sparsegen.report.recorded", lambda plan, arch: {"attend_1": sg.Schedule("attend_cpu")}
+        "sparsegen.tuning.database.recorded", lambda plan, arch, sizes: {"attend_1": choice}
     )
     found = explained("causal", "llama-3-8b")
     assert found.tasks[0].schedule is not None
     assert found.tasks[0].schedule.origin == "recorded"
     assert "from a tuning record" in str(found)
+    source = "measured on NVIDIA H200 at 1 x 4096 queries, 4096 keys"
+    assert found.tasks[0].schedule.source == source
+    assert source in str(found)
 
 
 def test_what_no_schedule_takes_is_explained_with_the_reasons(tmp_path: Path) -> None:
@@ -297,6 +310,7 @@ SOME = Scheduled(
     name="some_gpu",
     knobs={"warps": 4},
     origin="default",
+    source="",
     others=(("other_gpu", "needs more"),),
     scratch=Amount("512*T", 512),
 )

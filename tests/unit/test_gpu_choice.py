@@ -147,14 +147,14 @@ def test_the_gpu_present_is_compiled_for(
         return
     with pytest.raises(BindingError, match="cuda:0 is a GPU of compute capability") as error:
         api.arch_of("cuda")
-    assert "target='sm_100' or 'sm_120'" in (error.value.hint or "")
+    assert "target='sm_80' or 'sm_86'" in (error.value.hint or "")
 
 
 def test_without_a_gpu_the_error_says_what_to_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BindingError, match="torch sees none") as error:
         api.arch_of("cuda")
-    assert "target='sm_100' or 'sm_120' or 'sm_80'" in (error.value.hint or "")
+    assert "target='sm_80' or 'sm_86'" in (error.value.hint or "")
 
 
 def test_targets_are_of_one_kind() -> None:

@@ -150,7 +150,7 @@ def _unpacked(subject: Subject, case: Case) -> dict[str, np.ndarray]:
     """Return the inputs of a case of one packed sequence as its oracle takes them."""
     rng = np.random.default_rng(0)
     sequences = Sequences.of((24,), (157,), align=subject.align(), rng=rng)
-    made = dict(subject.inputs(sequences, 0, grid=False)[0])
+    made = dict(subject.large(sequences, 0)[0])
     for buffer, packed in zip(subject.task.reads, case.inputs[3:], strict=True):
         if not subject.is_input(buffer):
             rows = sequences.rows(buffer.rows, 0, subject.count(buffer, 0, sequences))
@@ -179,6 +179,17 @@ def test_a_difference_is_reported_where_it_is_largest() -> None:
         wrong = want.copy()
         wrong[1, 1] = bad
         assert "at [9, 1]" in (memory.compare(wrong, expected) or "")
+
+
+def test_an_error_is_relative_to_its_row_where_that_is_large() -> None:
+    want = np.full((50, 16), 0.01)
+    want[7] = np.linspace(-1.0, 1.0, 16)
+    want[7, 3] = 0.0
+    expected = Expected(0, np.arange(50), want, 0.02)
+    for row, error, fails in ((7, 0.008, False), (7, 0.02, True), (8, 0.002, True)):
+        got = want.copy()
+        got[row, 3] += error
+        assert (memory.compare(got, expected) is not None) is fails, (row, error)
 
 
 def test_lists_must_be_equal_where_scores_are_exact() -> None:

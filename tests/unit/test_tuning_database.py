@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsegen import api, arch, patterns
+from sparsegen import arch, patterns
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.runtime.catalog import Schedule
@@ -27,7 +27,10 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", str(tmp_path))
 
 
-def record(tokens: int, what: str = "choice", micros: float = 1.0, **changes: object) -> None:
+def record(
+    tokens: int, what: str = "choice", micros: float = 1.0, serves: str = "",
+    candidate: Candidate | None = None, **changes: object,
+) -> None:  # fmt: skip
     fast = Measured((micros,), (2.0,))
     with Writer(database.user_file()) as writer:
         writer.write(
@@ -35,16 +38,17 @@ def record(tokens: int, what: str = "choice", micros: float = 1.0, **changes: ob
                 what=what,
                 key=replace(KEY, **changes),
                 origin=Origin(program="causal", program_hash="", binding={}, task="attend_1"),
-                candidate=Candidate.of("attend_cpu", {"tokens": tokens}),
+                candidate=candidate or Candidate.of("attend_cpu", {"tokens": tokens}),
                 outcome=fast,
+                serves=serves,
             )
         )
 
 
 def tokens(**sizes: int) -> int | None:
-    found = database.lookup(TASK, BINDING, ARCH, sizes)
-    assert found is None or isinstance(found.knobs["tokens"], int)
-    return None if found is None else found.knobs["tokens"]
+    found = database.lookup(TASK, ARCH, sizes)
+    assert found is None or isinstance(found.schedule.knobs["tokens"], int)
+    return None if found is None else found.schedule.knobs["tokens"]
 
 
 def test_nothing_recorded_means_nothing_found() -> None:
@@ -103,7 +107,47 @@ def test_a_record_of_older_sources_counts_if_its_knobs_still_exist() -> None:
 
 def test_compile_uses_what_is_recorded() -> None:
     record(2)
-    assert api.recorded(PLAN, ARCH) == {"attend_1": Schedule("attend_cpu", tokens=2)}
+    (found,) = database.recorded(PLAN, ARCH).values()
+    assert found.schedule == Schedule("attend_cpu", tokens=2)
+    assert str(found) == "measured on x86_64_v3 with 2 threads at 1 x 64 queries, 8192 keys"
+
+
+def test_compile_takes_lengths_for_what_the_kernel_will_meet() -> None:
+    record(2, sizes=Sizes(batch=1, query=1, key=1024))
+    record(4, sizes=Sizes(batch=1, query=4096, key=4096))
+    for given, want in (({}, 4), ({"T": 1}, 2), ({"T": 1000, "S": 3000}, 4), ({"S": 700}, 2)):
+        (found,) = database.recorded(PLAN, ARCH, {"Hq": 2, **given}).values()
+        assert found.schedule.knobs["tokens"] == want
+
+
+def test_a_gpu_uses_its_own_records_first_and_others_that_say_so() -> None:
+    gpu = arch.get("sm_90")
+    (task,) = partition(patterns.load("causal").program, replace(BINDING, dtype="bfloat16")).tasks
+    key = {
+        "task": task_hash(task), "arch": "sm_90", "threads": 132,
+        "toolchain": toolchain(["attend_mma"]) + ", nvcc 13.0",
+    }  # fmt: skip
+
+    def warps(device: str, **sizes: int) -> object:
+        found = database.lookup(task, gpu, sizes, device=device)
+        return None if found is None else (found.schedule.knobs["warps"], found.record.key.device)
+
+    def add(warps: int, device: str, serves: str, keys: int) -> None:
+        record(
+            1, candidate=Candidate.of("attend_mma", {"warps": warps, "keys": 64}), serves=serves,
+            device=device, sizes=Sizes(batch=1, query=64, key=keys), **key,
+        )  # fmt: skip
+
+    add(1, "NVIDIA H200", "", 8192)
+    assert warps("NVIDIA H200") == (1, "NVIDIA H200")
+    assert warps("NVIDIA H100") is None, "nothing says that it serves others"
+    assert warps("") is None
+    add(2, "NVIDIA H200", "sm_90", 65536)
+    assert warps("NVIDIA H100", key=8192) == warps("", key=8192) == (2, "NVIDIA H200")
+    assert warps("NVIDIA H200", key=8192) == (1, "NVIDIA H200"), "the nearest size of its own"
+    add(4, "NVIDIA H100", "", 128)
+    assert warps("NVIDIA H100", key=65536) == (4, "NVIDIA H100"), "its own, however far"
+    assert database.lookup(task, arch.get("sm_80"), device="NVIDIA H200") is None
 
 
 def test_what_is_shipped_can_be_read() -> None:

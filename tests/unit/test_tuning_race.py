@@ -1,5 +1,5 @@
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from random import Random
 
@@ -186,6 +186,21 @@ def test_neighbours_are_one_step_away() -> None:
         candidate(4, 64, True), candidate(16, 64, True), candidate(8, 32, True),
         candidate(8, 128, True), candidate(8, 64, False),
     }  # fmt: skip
+
+
+def test_what_is_tried_first_is_near_or_of_another_schedule() -> None:
+    known = Replay(recorded()).space
+    others = tuple(Candidate.of(s, {"n": n}) for s in ("s", "t") for n in range(9))
+    space = Space((*known.candidates, *others), known.excluded)
+    orders = [space.first(n, Random(0)).candidates for n in (1, 4, 12, 40, 1000)]
+    for less, more in pairwise(orders):
+        assert more[: len(less)] == less
+    near = space.neighbours(space.default)
+    assert orders[-1][: len(near) + 3] == (space.default, *near, others[0], others[9])
+    assert {c.schedule for c in orders[3][len(near) + 3 :]} == {"attend_cpu"}
+    assert set(orders[-1]) == set(space.candidates)
+    worthwhile = orders[-1][: space.worthwhile]
+    assert {c for c in space.candidates if c not in worthwhile} == {*others[1:9], *others[10:]}
 
 
 def test_neighbours_in_a_space_with_holes_are_the_nearest() -> None:

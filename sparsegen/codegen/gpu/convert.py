@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sparsegen.codegen.cpu.rows import Arguments
+from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import load_f32
 from sparsegen.codegen.exprs import Env, emit
 from sparsegen.codegen.gpu.launch import FUNCTIONS, device, launch
 from sparsegen.codegen.gpu.tma import COLUMNS
-from sparsegen.codegen.tvm import T, Value, cast, const, store
-from sparsegen.lowering.tasks import AttendTask, Buffer, KeySource, Operand, Part
+from sparsegen.codegen.tvm import T, Value, cast, const, load, select, store
+from sparsegen.lowering.tasks import AttendTask, Buffer, KeySource, Operand, Part, Rows
 
 _THREADS, _BLOCKS, _EACH = 256, 1056, 4
 
@@ -73,10 +73,32 @@ def _fill(arguments: Arguments, part: Part, buffer: Buffer) -> None:
         row = T.bind(get(at) // (dim // _EACH))
         column = T.bind((get(at) - row * (dim // _EACH)) * _EACH)
         first = T.bind(row * part.buffer.shape[-1] + (column + part.start))
+        there = _there(arguments, part.buffer.rows, T.bind(row // heads))
         for n in range(_EACH):
-            x = load_f32(source.flat, part.buffer.dtype, first + n)
-            store(target.flat, cast(_applied(part, x), buffer.dtype), row * dim + (column + n))
+            x = _applied(part, load_f32(source.flat, part.buffer.dtype, first + n))
+            if there is not None:
+                x = select(there, x, const(0.0, "float32"))
+            store(target.flat, cast(x, buffer.dtype), row * dim + (column + n))
         put(at, get(at) + _BLOCKS * _THREADS)
+
+
+def _there(arguments: Arguments, rows: Rows, row: Value) -> Value | None:
+    """Tell whether a row (int64) belongs to a sequence; None if all do.
+
+    Rows between the entries of two sequences hold anything, and boxes reach into them.
+    """
+    if rows.space != "entry":
+        return None
+    number = find_sequence(arguments, lambda b: _first(arguments, rows, b), row)
+    local = row - _first(arguments, rows, number)
+    return T.bind(local < cast(Sequence.at(arguments, number).count(rows), "int64"))
+
+
+def _first(arguments: Arguments, rows: Rows, number: Value) -> Value:
+    """Return the row of the first entry of a sequence."""
+    assert rows.entries is not None
+    ends = arguments.cu_k if rows.role == "key" else arguments.cu_q
+    return cast(load(ends, number), "int64") // rows.entries.stride + number
 
 
 def _applied(part: Part, x: Value) -> Value:

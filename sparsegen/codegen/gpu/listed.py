@@ -1,6 +1,7 @@
-"""Emit attention over a list of keys per token on Hopper, one key head, values a prefix of keys.
+"""Emit attention on Hopper for many heads of one key head, values a prefix of the keys.
 
-A block walks over (token, 64 heads) tiles, and a token's list in pairs of chunks of 64 keys:
+A block walks over (token, 64 heads) tiles, and the keys of a token, those of ranges and of lists
+one after the other, in pairs of chunks of 64 keys:
 
     gather   warp group 2 copies rows of keys into two buffers, half of the columns at a time
     even     warp group 0: scores of the even chunk, softmax, values' left columns of both chunks
@@ -15,34 +16,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparsegen.codegen.cpu.lists import TokenLists
-from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence
-from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
+from sparsegen.codegen.cpu.rows import Arguments
+from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
-from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.launch import across
+from sparsegen.codegen.gpu import pipeline
+from sparsegen.codegen.gpu.boxes import Boxes
+from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.pipeline import GROUP, Barrier, meet
-from sparsegen.codegen.gpu.view import ThreadView
+from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
+from sparsegen.codegen.gpu.slots import STEP, Rows, Slots
 from sparsegen.codegen.gpu.wgmma import TILE
-from sparsegen.codegen.tvm import (
-    Memory,
-    T,
-    Value,
-    cast,
-    const,
-    load,
-    maximum,
-    minimum,
-    scratch,
-    select,
-    store,
-)
-from sparsegen.lowering.tasks import AttendTask, Operand
-
-_KEEP = 0x14F0000000000000  # L2: evict last
-_COPY = "cp.async.cg.shared.global.L2::cache_hint.L2::256B"
+from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, select, store
+from sparsegen.lowering.tasks import AttendTask
 
 
 @dataclass(frozen=True)
@@ -51,11 +37,13 @@ class Cut:
 
     blocks          persistent blocks
     compute, copy   registers of a thread of the computing groups, and of the gathering one
+    boxes           64 neighbouring keys are copied as boxes
     """
 
     blocks: int
     compute: int
     copy: int
+    boxes: bool
 
 
 def shared_bytes(task: AttendTask) -> int:
@@ -71,7 +59,6 @@ class ListedKernel:
     def __init__(self, task: AttendTask, cut: Cut, dtype: str, arguments: Arguments) -> None:
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
         (self.source,) = task.sources
-        (self.clause,) = self.source.clauses
         self.tiles = task.q.dim // 64
         self.dim = self.source.v.dim
         self.half = self.dim // 2  # columns of the values of a computing group
@@ -82,19 +69,19 @@ class ListedKernel:
 
     def emit(self) -> None:
         """Emit the launch and the body."""
-        lists = dict(self.task.lists)
-        listed = self.clause.keys
-        assert listed is not None
-        width = cast(self.arguments[lists[listed.member].buffer].shape[-1], "int32")
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
+        self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
         T.device_entry()
-        T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1})
+        # Registers pass from group to group, so how many a block starts with must be known.
+        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+            self._emit(tokens)
+
+    def _emit(self, tokens: Value) -> None:
         self.block = T.cta_id([self.cut.blocks])
         group = T.warpgroup_id([3])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([3 * GROUP])
         self.thread = T.bind(thread % GROUP)
-        self.pairs = T.bind((width + (2 * ROWS - 1)) // (2 * ROWS))
         self.count = T.bind(tokens * self.groups)
         self._allocate()
         pipeline.init(self.barriers, thread)
@@ -127,7 +114,8 @@ class ListedKernel:
         self.bias = pool.alloc((2 * ROWS,), "float32", align=16)
         self.last = pool.alloc((4,), "int32", align=16)
         self.steps = pool.alloc((1,), "int32", align=16)
-        self.query_ready = Barrier.allocate(pool, GROUP + 1)
+        converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
+        self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
         self.query_free = Barrier.allocate(pool, GROUP)
         # By buffer, then by half of the columns.
         self.ready, self.free = (
@@ -144,7 +132,8 @@ class ListedKernel:
         """Emit a loop over the tiles of this block: body(tile, number of tiles before it)."""
         tile, turn = cell("int32", self.block), cell("int32", const(0, "int32"))
         with T.While(get(tile) < self.count):
-            body(T.bind(get(tile)), T.bind(get(turn)))
+            # Causal work grows with the position: the longest tiles come first.
+            body(T.bind(self.count - 1 - get(tile)), T.bind(get(turn)))
             put(tile, get(tile) + self.cut.blocks)
             put(turn, get(turn) + 1)
 
@@ -152,126 +141,88 @@ class ListedKernel:
 
     def _gather(self) -> None:
         self.done = cell("int32", const(0, "int32"))
+        self.gather = Gather(self.task, self.arguments, self.thread)
         self.each_tile(self._gather_tile)
         ptx("cp.async.wait_all")
 
-    def _column(self, operand: Operand, tile: int) -> tuple[Memory, int, int, int]:
-        """Return the flat buffer, heads, row length and first column of a tile of an operand."""
-        column = tile * 64
-        for part in operand.parts:
-            if column < part.size:
-                heads, dim = part.buffer.shape[-2:]
-                return self.arguments[part.buffer].flat, heads, dim, part.start + column
-            column -= part.size
-        raise AssertionError(tile)
-
     def _gather_tile(self, tile: Value, turn: Value) -> None:
-        token = T.bind(tile // self.groups)
-        number = find_sequence(self.arguments, lambda b: load(self.arguments.cu_q, b), token)
-        sequence = Sequence.at(self.arguments, number)
-        i = T.bind(sequence.q_off + (token - cast(sequence.q_start, "int32")))
-        one = const(1, "int32")
-        view = ThreadView(self.task, self.arguments, sequence, i, one)
-        listed = self.clause.keys
-        assert listed is not None
-        length = T.bind(sequence.count(self.source.k.rows))
-        bounds = view._hull(self.clause, length, i, i)
-        found = view.list_of(listed.member, i, const(0, "int32"))
-        # Eight neighbouring threads copy a row, 16 bytes each.
-        lane, first = T.bind(self.thread % 8), T.bind(self.thread // 8)
-        pairs = self._pairs_of(found, bounds)
+        gather, keys = self.gather, 2 * ROWS
+        place = gather.place(T.bind(tile // self.groups))
+        slots = place.slots
+        last = slots.last(self.thread, self.lane, self.warp, self.last, SCAN)
+        pairs = T.bind(maximum((last + (keys - 1)) // keys, const(1, "int32")))
+        rows = Rows(slots, self.source, gather.first, keys // STEP)
+        rows.fetch(const(0, "int32"))
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the tile before when they free its queries.
         with T.If(self.thread < 1), T.Then():
             store(self.steps, pairs, 0)
             self.query_ready.arrive()
-        self._copy_queries(token, T.bind(tile % self.groups * ROWS), first, lane)
+        head = T.bind(tile % self.groups * ROWS)
+        gather.copy_queries(place.token, head, self.queries, ROWS)
         self.query_ready.arrive_after_copies()
-        slots = scratch(8, "int32")
-
-        def fetch(pair: Value) -> None:
-            for n in range(8):
-                slot = pair * (2 * ROWS) + (n * 16 + first)
-                x = found.item(const(0, "int32"), minimum(slot, found.width - 1))
-                store(slots, select(slot < found.width, x, const(-1, "int32")), n)
-
-        fetch(const(0, "int32"))
+        if self.query_ready.arrivals > GROUP + 1:
+            self.query_ready.arrive()
+        rows.resolve(const(0, "int32"))
         pair = cell("int32", const(0, "int32"))
         before = T.bind(get(self.done))
         with T.While(get(pair) < pairs):
-            rows, sizes = scratch(8, "int64"), scratch(8, "uint32")
-            for n in range(8):
-                x = T.bind(load(slots, n))
-                there = T.And(x >= bounds.lo, x < bounds.hi)
-                key = T.bind(select(there, x, const(0, "int32")))
-                store(rows, sequence.row(self.source.k.rows, key), n)
-                store(sizes, select(there, const(16, "uint32"), const(0, "uint32")), n)
-            with T.If(get(pair) + 1 < pairs), T.Then():
-                fetch(get(pair) + 1)
+            rows.take()
+            more = T.bind(get(pair) + 1 < pairs)
+            start = T.bind((get(pair) + 1) * keys)
+            with T.If(more), T.Then():
+                rows.fetch(start)
             phase = T.bind(before + get(pair) - 1)
+            boxes = self._whole(slots, T.bind(get(pair) * keys))
             # In the order in which the computing groups let go of them.
-            for buffer, half in ((0, 0), (1, 1), (0, 1), (1, 0)):
+            for order, (buffer, half) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
                 self.free[buffer][half].wait(phase)
-                for n in range(4):
-                    self._copy_row(buffer, half, n, first, lane, rows, sizes)
-                self.ready[buffer][half].arrive_after_copies()
-            with T.If(lane < 1), T.Then():
+                self._copy_half(rows, buffer, half, boxes)
+                if order == 1:
+                    with T.If(more), T.Then():
+                        rows.resolve(start)
+            with T.If(gather.piece < 1), T.Then():
                 for n in range(8):
-                    there = load(sizes, n) > const(0, "uint32")
-                    seen = select(there, const(0.0, "float32"), const(NEVER, "float32"))
-                    store(self.bias, seen, n * 16 + first)
+                    seen = select(rows.exists(n), const(0.0, "float32"), const(NEVER, "float32"))
+                    store(self.bias, seen, n * STEP + gather.first)
                 self.known.arrive()
             put(pair, get(pair) + 1)
         put(self.done, before + pairs)
 
-    def _pairs_of(self, found: TokenLists, bounds: Bounds) -> Value:
-        """Return the pairs of chunks up to the last slot that holds a key; 1 if none does."""
-        last = cell("int32", const(1, "int32"))
-        start = cell("int32", const(0, "int32"))
-        with T.While(get(start) < self.pairs):
-            # Loads come before their first use, so that they wait together.
-            items = scratch(16, "int32")
-            for n in range(16):
-                slot = (get(start) + n) * (2 * ROWS) + self.thread
-                x = found.item(const(0, "int32"), minimum(slot, found.width - 1))
-                store(items, x, n)
-            for n in range(16):
-                x, pair = load(items, n), get(start) + n
-                there = T.And(pair < self.pairs, T.And(x >= bounds.lo, x < bounds.hi))
-                with T.If(there), T.Then():
-                    put(last, pair + 1)
-            put(start, get(start) + 16)
-        most = across(get(last), maximum)
-        with T.If(self.lane < 1), T.Then():
-            store(self.last, most, self.warp)
-        meet(SCAN, GROUP)
-        result = cell("int32", load(self.last, 0))
-        for n in range(1, 4):
-            put(result, maximum(get(result), load(self.last, n)))
-        return T.bind(get(result))
+    def _whole(self, slots: Slots, first: Value) -> list[tuple[Value, Value]]:
+        """Return whether either chunk of a pair is 64 neighbouring rows, and the first of them."""
+        found = []
+        for buffer in range(2 if self.boxes is not None else 0):
+            assert self.boxes is not None
+            begin = T.bind(first + buffer * ROWS)
+            whole, row = self.boxes.whole(slots, begin), cell("int32", const(0, "int32"))
+            with T.If(whole), T.Then():
+                put(row, self.boxes.row(slots, begin))
+            found.append((whole, T.bind(get(row))))
+        return found
 
-    def _copy_row(
-        self, buffer: int, half: int, n: int, first: Value, lane: Value, rows: Memory,
-        sizes: Memory,
-    ) -> None:  # fmt: skip
-        row = load(rows, 4 * buffer + n)
-        to = wgmma.swizzled(first, lane) + n * 16 * 64
-        for tile in (self.left, self.right)[half]:
-            flat, heads, dim, start = self._column(self.source.k, tile)
-            source = flat.ptr_to([row * (heads * dim) + start + cast(lane * 8, "int64")])
-            target = self.keys[buffer].ptr_to([to + tile * TILE])
-            ptx(_COPY, target, source, 16, load(sizes, 4 * buffer + n), const(_KEEP, "uint64"))
+    def _copy_half(
+        self, rows: Rows, buffer: int, half: int, boxes: list[tuple[Value, Value]]
+    ) -> None:
+        gather, ready = self.gather, self.ready[buffer][half]
+        tiles = (self.left, self.right)[half]
+        place = const(tiles[0] * TILE, "int32")
 
-    def _copy_queries(self, token: Value, head: Value, first: Value, lane: Value) -> None:
-        for n in range(4):
-            r = T.bind(head + (n * 16 + first))
-            there = T.bind(r < self.task.q.heads)
-            near = minimum(r, const(self.task.q.heads - 1, "int32"))
-            size = T.bind(select(there, const(16, "uint32"), const(0, "uint32")))
-            to = wgmma.swizzled(first, lane) + n * 16 * 64
-            for tile in range(self.tiles):
-                flat, heads, dim, start = self._column(self.task.q, tile)
-                at = (cast(token, "int64") * heads + cast(near, "int64")) * dim + start
-                source = flat.ptr_to([at + cast(lane * 8, "int64")])
-                target = self.queries.ptr_to([to + tile * TILE])
-                ptx("cp.async.cg.shared.global", target, source, 16, size)
+        def by_rows() -> None:
+            for n in range(ROWS // STEP):
+                gather.copy_keys(rows, 4 * buffer + n, n, tiles, self.keys[buffer], place)
+
+        if self.boxes is None:
+            by_rows()
+            ready.arrive_after_copies()
+            return
+        whole, row = boxes[buffer]
+        with T.If(whole):
+            with T.Then():
+                self.boxes.copy(gather, tiles, row, self.keys[buffer], place, ready)
+            with T.Else():
+                # Seldom, so that computing groups need no fence for boxes.
+                by_rows()
+                ptx("cp.async.wait_all")
+                pipeline.fence_tensor()
+                ready.arrive()

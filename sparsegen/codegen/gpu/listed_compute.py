@@ -84,7 +84,12 @@ class Computing:
 
     def _add_scores(self, half: int, phase: Value, *, clear: bool) -> None:
         kernel = self.kernel
-        kernel.ready[self.side][half].wait_tensor(phase)
+        ready = kernel.ready[self.side][half]
+        # Boxes come by the proxy that tensor cores read by.
+        if kernel.boxes is None:
+            ready.wait_tensor(phase)
+        else:
+            ready.wait(phase)
         tiles = (kernel.left, kernel.right)[half]
         # A compiler that knows the descriptors keeps one per product in registers, and spills.
         queries, keys = wgmma.opaque(self.queries), wgmma.opaque(self.keys)
@@ -171,12 +176,18 @@ class Computing:
                     lse = select(equal(total, zero), const(NEVER, "float32"), lse)
                     store(kernel.arguments[task.lse].flat, lse, base + cast(h, "int64"))
         self._write(base, head)
+        # Boxes are written by another proxy than outputs were.
+        if kernel.boxes is not None:
+            pipeline.fence_tensor()
         kernel.free[1][self.side].arrive()
 
     def _write(self, base: Value, head: Value) -> None:
         """Bring outputs through the odd buffer into rows of 16-byte pieces."""
         kernel, task = self.kernel, self.kernel.task
         flat = kernel.arguments[task.o].flat
+        if task.o.dtype != self.dtype:
+            self._write_wide(flat, base, head)
+            return
         staged = kernel.keys[1]
         first, piece = T.bind(self.thread // 8), T.bind(self.thread % 8)
         for n in range(self.half // 64):
@@ -191,6 +202,19 @@ class Computing:
                     there = tile * TILE + wgmma.swizzled(first, piece) + r * 16 * 64
                     value = load(staged, there, lanes=8)
                     store(flat, value, at + cast(piece * 8, "int64"))
+
+    def _write_wide(self, flat: Memory, base: Value, head: Value) -> None:
+        """Write float32, in pairs that fill sectors."""
+        kernel, task = self.kernel, self.kernel.task
+        column = self.side * self.half + self.lane % 4 * 2
+        for half in range(2):
+            h = T.bind(head + self.warp * 16 + self.lane // 4 + 8 * half)
+            with T.If(h < task.q.heads), T.Then():
+                at = T.bind((base + cast(h, "int64")) * kernel.dim + cast(column, "int64"))
+                for n in range(self.half // 8):
+                    for c in range(2):
+                        value = load(self.out, 4 * n + 2 * half + c) * load(self.shrink, half)
+                        store(flat, value, at + (8 * n + c))
 
 
 class Even(Computing):

@@ -15,9 +15,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.cpu.vec import LOG2E, load_f32, store_f32
-from sparsegen.codegen.gpu.launch import across, add
+from sparsegen.codegen.gpu import mma
+from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, select, store
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ class Outputs:
 
     def __init__(self, tile: Tile) -> None:
         self.tile, self.kernel, self.task = tile, tile.kernel, tile.task
+        self.softmax, self.columns = tile.softmax, tile.kernel.width // 8
+        # Two elements of 16 bits beside each other are written together.
+        self.paired = self.kernel.dim % 2 == 0 and self.task.o.dtype != "float32"
 
     def any_not_finite(self) -> Value:
         """Tell whether this thread has a sum that is not finite (int32)."""
-        found, tile = cell("int32", const(0, "int32")), self.tile
-        with T.unroll(self.kernel.width // 2) as n:
-            x = T.bind(load(tile.out, n))
+        found = cell("int32", const(0, "int32"))
+        with T.unroll(self.softmax.tiles * self.kernel.width // 2) as n:
+            x = T.bind(load(self.softmax.out, n))
             # Not `x <= -inf or x >= inf`, as the simplifier makes of its negation: x may be NaN.
             finite = T.And(x > const(-INF, "float32"), x < const(INF, "float32"))
             put(found, select(finite, get(found), const(1, "int32")))
@@ -57,9 +61,9 @@ class Outputs:
         argument = self.kernel.arguments[self.task.o]
         flat, dtype = argument.flat, self.task.o.dtype
         zero, one, two = (const(x, "float32") for x in (0.0, 1.0, 2.0))
-        for half in range(2):
-            with self._row(half) as (row, _), self._elements(half, row) as (n, at):
-                seen = T.bind(load(self.tile.out, n) > zero)
+        for which in range(self.softmax.rows):
+            with self._row(which) as (row, _), self._elements(which, row) as (n, at):
+                seen = T.bind(load(self.softmax.out, n) > zero)
                 found = cell("float32", select(seen, one, zero))
                 with T.If(equal(mode, DOWNWARD)), T.Then():
                     put(found, load_f32(flat, dtype, at) + select(seen, two, zero))
@@ -69,13 +73,13 @@ class Outputs:
         """Write the outputs, and the lse; after passes apart, with the marks."""
         task, arguments, tile = self.task, self.kernel.arguments, self.tile
         zero, one = const(0.0, "float32"), const(1.0, "float32")
-        flat, dtype = arguments[task.o].flat, task.o.dtype
-        for half in range(2):
-            total = T.bind(across(load(tile.total, half), add, 4))
+        for which in range(self.softmax.rows):
+            total = T.bind(load(self.softmax.total, which))
             # A row that sees nothing is 0, whatever its sums hold. NaN is no 0.
             some = T.bind(T.Not(equal(total, zero)))
-            peak = T.bind(load(tile.peak, half) * const(self.kernel.natural, "float32"))
-            with self._row(half) as (row, head):
+            natural = const(self.kernel.natural, "float32")
+            peak = T.bind(load(self.softmax.peak, which) * natural)
+            with self._row(which) as (row, head):
                 whole = total
                 if task.sink is not None:
                     sink = load_f32(arguments[task.sink].flat, task.sink.dtype, head)
@@ -84,40 +88,70 @@ class Outputs:
                 with T.If(some), T.Then():
                     put(rate, one / whole)
                 scale = T.bind(get(rate))
-                with self._elements(half, row) as (n, at):
-                    value = cell("float32", zero)
-                    with T.If(some), T.Then():
-                        put(value, load(tile.out, n) * scale)
-                    with T.If(equal(mode, FINITE)), T.Then():
-                        put(value, get(value) + _marked(T.bind(load_f32(flat, dtype, at))))
-                    store_f32(flat, dtype, get(value), at)
+                if self.paired:
+                    with T.If(equal(mode, FINITE)):
+                        with T.Then():
+                            self._write(which, row, some, scale, marks=True)
+                        with T.Else():
+                            self._write_pairs(which, row, some, scale)
+                else:
+                    self._write(which, row, some, scale, marks=equal(mode, FINITE))
                 if task.lse is not None:
-                    ours = T.And((tile.lane % 4) < 1, tile.column < 1)
+                    ours = T.And((tile.lane % 4) < 1, tile.part < 1)
                     with T.If(ours), T.Then():
                         lse = cell("float32", const(-INF, "float32"))
                         with T.If(some), T.Then():
                             put(lse, peak + T.log(total))
                         store(arguments[task.lse].flat, get(lse), row)
 
+    def _write(
+        self, which: int, row: Value, some: Value, scale: Value, *, marks: Value | bool
+    ) -> None:
+        flat, dtype = self.kernel.arguments[self.task.o].flat, self.task.o.dtype
+        with self._elements(which, row) as (n, at):
+            value = cell("float32", const(0.0, "float32"))
+            with T.If(some), T.Then():
+                put(value, load(self.softmax.out, n) * scale)
+            with T.If(const(True, "bool") if marks is True else marks), T.Then():
+                put(value, get(value) + _marked(T.bind(load_f32(flat, dtype, at))))
+            store_f32(flat, dtype, get(value), at)
+
+    def _write_pairs(self, which: int, row: Value, some: Value, scale: Value) -> None:
+        """Write elements of 16 bits two at a time."""
+        out, dim = self.softmax.out, self.kernel.dim
+        zero = const(0, "uint32")
+        first = pin(self.tile.column + self.tile.lane % 4 * 2)
+        start = pin(row * dim + cast(first, "int64"))
+        argument = self.kernel.arguments[self.task.o]
+        for n in range(self.columns):
+            at = self._number(which, n)
+            pair = mma.pack(load(out, at) * scale, load(out, at + 1) * scale, self.task.o.dtype)
+            with T.If(first < dim - 8 * n), T.Then():
+                to = argument.flat.ptr_to([start + 8 * n])
+                ptx("st.global.b32", to, select(some, pair, zero))
+
+    def _number(self, which: int, n: Value) -> Value:
+        return (which // 2 * self.columns + n) * 4 + which % 2 * 2
+
     @contextmanager
-    def _row(self, half: int) -> Iterator[tuple[Value, Value]]:
+    def _row(self, which: int) -> Iterator[tuple[Value, Value]]:
         """Yield a row of the thread, of queries and heads, and its head (int64), if it exists."""
         tile, heads = self.tile, self.tile.shape.heads
-        r = T.bind(tile.row + tile.lane // 4 + 8 * half)
-        head = T.bind(cast(tile.head + r % heads, "int64"))
+        r = pin(tile.row + (tile.lane // 4 + which // 2 * 16 + which % 2 * 8))
+        head = pin(cast(tile.head + r % heads, "int64"))
         first = cast(tile.first + r // heads, "int64")
-        row = T.bind((tile.sequence.q_start + first) * self.task.q.heads + head)
+        row = pin((tile.sequence.q_start + first) * self.task.q.heads + head)
         with T.If(r < tile.present * heads), T.Then():
             yield row, head
 
     @contextmanager
-    def _elements(self, half: int, row: Value) -> Iterator[tuple[Value, Value]]:
+    def _elements(self, which: int, row: Value) -> Iterator[tuple[Value, Value]]:
         """Walk the elements of a row: yields the sum's register, and where it goes."""
         tile, dim = self.tile, self.kernel.dim
-        with T.unroll(self.kernel.width // 8) as n, T.unroll(2) as c:
+        with T.unroll(self.columns) as n, T.unroll(2) as c:
             d = T.bind(tile.column + n * 8 + tile.lane % 4 * 2 + c)
             with T.If(d < dim), T.Then():
-                yield n * 4 + 2 * half + c, T.bind(row * dim + cast(d, "int64"))
+                yield self._number(which, n) + c, T.bind(row * dim + cast(d, "int64"))
 
 
 def _marked(marks: Value) -> Value:

@@ -16,16 +16,22 @@ class Barrier:
 
     memory: Memory
     arrivals: int
+    number: Value | int = 0  # of a row of barriers
 
     @staticmethod
     def allocate(pool: Memory, arrivals: int) -> Barrier:
         """Take a barrier from the shared memory of a block."""
         return Barrier(pool.alloc((1,), "uint64", align=8), arrivals)
 
+    @staticmethod
+    def allocate_row(pool: Memory, count: int, arrivals: int) -> Row:
+        """Take neighbouring barriers, of which a kernel chooses one as it runs."""
+        return Row(pool.alloc((count,), "uint64", align=8), count, arrivals)
+
     @property
     def pointer(self) -> Value:
         """Return its address."""
-        return self.memory.ptr_to([0])
+        return self.memory.ptr_to([self.number])
 
     def init(self) -> None:
         """Set it up; one thread does."""
@@ -34,6 +40,10 @@ class Barrier:
     def arrive(self) -> None:
         """Arrive once."""
         ptx("mbarrier.arrive.shared.b64", self.pointer, const(1, "uint32"))
+
+    def arrive_expecting(self, size: int) -> None:
+        """Arrive once, and let the phase wait for `size` bytes of boxes too."""
+        ptx("mbarrier.arrive.expect_tx.shared.b64", self.pointer, const(size, "uint32"))
 
     def arrive_after_copies(self) -> None:
         """Arrive when the copies this thread has started are done."""
@@ -47,6 +57,23 @@ class Barrier:
         """Wait for a phase, and make what it announces visible to tensor cores."""
         self.wait(phase)
         fence_tensor()
+
+
+@dataclass(frozen=True)
+class Row:
+    """Neighbouring barriers in shared memory."""
+
+    memory: Memory
+    count: int
+    arrivals: int
+
+    def __getitem__(self, number: Value | int) -> Barrier:
+        return Barrier(self.memory, self.arrivals, number)
+
+    @property
+    def all(self) -> list[Barrier]:
+        """Return every barrier."""
+        return [self[n] for n in range(self.count)]
 
 
 def fence_tensor() -> None:

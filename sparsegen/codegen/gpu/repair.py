@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import find_tile
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.gpu.attend import AttendKernel, Shape, Tile, shape_of, shared_bytes
+from sparsegen.codegen.gpu.attend import AttendKernel, Tile
+from sparsegen.codegen.gpu.attend_cut import Shape, shape_of, shared_bytes
 from sparsegen.codegen.gpu.launch import launch, sync
 from sparsegen.codegen.tvm import T, cast, const, load
 
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 def repair_shape(task: AttendTask, shared: int) -> Shape:
     """Return the cut of the kernel that repairs, which fits `shared` bytes of shared memory."""
     for keys in (64, 32, 16):
-        shape = shape_of(task, 4, keys)
-        if shared_bytes(task, shape) <= shared:
-            break
+        found = shape_of(task, 4, 1, 1, 1, keys, 1)
+        if keys % (16 * found.columns) == 0:
+            shape = found
+            if shared_bytes(task, shape) <= shared:
+                break
     return shape
 
 

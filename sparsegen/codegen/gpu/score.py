@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.gpu import mma
 from sparsegen.codegen.gpu.launch import Place
-from sparsegen.codegen.gpu.mma import PAD, Panel
+from sparsegen.codegen.gpu.mma import UNIT, Fragments, Panel
 from sparsegen.codegen.gpu.tiles import Loader, Locate
 from sparsegen.codegen.tvm import Memory, T, load, scratch, store
 from sparsegen.lowering.tasks import SelectTask
@@ -75,9 +75,10 @@ class TensorCores:
         assert found is not None
         self.task, self.shape, self.place, self.dtype = task, shape, place, found
         self.deep = -(-task.q.dim // 16) * 16
-        pitch = self.deep + PAD
-        self.queries = Panel(pool.alloc((shape.rows * pitch,), found, align=16), pitch)
-        self.keys = Panel(pool.alloc((shape.keys * pitch,), found, align=16), pitch)
+        # An odd number of units, as what permutes them takes registers: threads have few.
+        pitch = self.deep + UNIT
+        self.queries = Panel(pool.alloc((shape.rows * pitch,), found, align=128), pitch)
+        self.keys = Panel(pool.alloc((shape.keys * pitch,), found, align=128), pitch)
         self.loader = Loader(arguments, place.thread, shape.threads, found)
         self.row_warps = shape.rows // 16
         self.key_warps = min(shape.threads // 32 // self.row_warps, shape.keys // 16)
@@ -88,7 +89,7 @@ class TensorCores:
     @staticmethod
     def bytes(task: SelectTask, shape: Shape) -> int:
         """Return the shared memory it takes."""
-        return 2 * (shape.rows + shape.keys) * (-(-task.q.dim // 16) * 16 + PAD)
+        return 2 * (shape.rows + shape.keys) * (-(-task.q.dim // 16) * 16 + UNIT)
 
     def clear(self) -> None:
         """Make zeros of what no operand fills: columns beside them."""
@@ -110,11 +111,14 @@ class TensorCores:
         first = T.bind(warp // self.row_warps * self.width)
         with T.If(first < self.shape.keys), T.Then():
             mma.clear(self.acc, self.width // 2)
-            with T.unroll(self.deep // 16) as k:
-                mma.load_a(self.queries, row, k * 16, lane, self.a)
+            queries = Fragments(self.queries, lane, row)
+            keys = Fragments(self.keys, lane, first, beside=True)
+            a_row, b_row = queries.origin(), keys.origin()
+            for k in range(self.deep // 16):
+                queries.read(a_row, 0, k * 16, self.a)
                 a = [self.a[n] for n in range(4)]
-                with T.unroll(self.width // 16) as n:
-                    mma.load_b(self.keys, first + n * 16, k * 16, lane, self.b)
+                for n in range(self.width // 16):
+                    keys.read(b_row, n * 16, k * 16, self.b)
                     for half in range(2):
                         low, high = self.b[2 * half], self.b[2 * half + 1]
                         mma.multiply(self.acc, n * 8 + half * 4, a, low, high, self.dtype)

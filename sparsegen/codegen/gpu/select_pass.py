@@ -94,6 +94,7 @@ class SelectPass:
             with self.block.each(const(kernel.shape.rows, "int32")) as r:
                 store(kernel.tops, const(ABSENT, "float32"), r)
                 store(kernel.totals, const(0.0, "float32"), r)
+        mma.copies_started()
         mma.copies_done()
         sync()
         if task.norm:
@@ -155,6 +156,7 @@ class SelectPass:
 
         def chunk(bounds: Bounds, first: Value, count: Value) -> None:
             kernel.engine.load_keys(key)
+            mma.copies_started()
             mma.copies_done()
             sync()
             kernel.engine.multiply(self.scores)

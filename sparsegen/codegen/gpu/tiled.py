@@ -16,7 +16,7 @@ from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.stream import Bounds
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline, tma
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.repair import repair
@@ -28,8 +28,8 @@ from sparsegen.codegen.gpu.tiled_cut import (
     ROWS,
     Cut,
     clauses_of,
-    entry_words,
     key_list,
+    member_words,
     scratch_of,
 )
 from sparsegen.codegen.gpu.tiled_feed import Feed
@@ -62,7 +62,7 @@ class TiledKernel:
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
-        self.meta_words = 2 + (cut.groups * entry_words(cut) if self.listed else 0)
+        self.meta_words = 2 + (member_words(cut) if self.listed else 0)
 
     def emit(self) -> None:
         """Emit the launches: lists and counters, attention, repairs."""

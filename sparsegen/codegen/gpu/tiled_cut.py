@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.attend import shared_heads
-from sparsegen.codegen.gpu.attend import dtype_of
+from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.pipeline import GROUP
+from sparsegen.codegen.tvm import Value, const
 from sparsegen.ir.expr import Const, Expr, Stop, Symbol, apply, rebuild, walk
 from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, Interval, KeyList, KeySource, Rows
 
@@ -130,14 +131,26 @@ def exact(clause: Clause) -> bool:
     return clause.full is not None and alone(clause.full) == alone(clause.hull)
 
 
+def group_words(cut: Cut) -> int:
+    """Return the words with a bit for each token of a warp group; 0 if groups share one word."""
+    return 0 if cut.all_tokens <= 32 else -(-cut.tokens // 32)
+
+
 def member_words(cut: Cut) -> int:
-    """Return the words of a warp group that say which of its tokens see a block: a bit each."""
-    return -(-cut.tokens // 32)
+    """Return the words that say which tokens of an item see a block: a bit each."""
+    return cut.groups * group_words(cut) or 1
+
+
+def member_bit(cut: Cut, group: Value, token: Value) -> tuple[Value, Value]:
+    """Return the word and the bit of a token of a warp group."""
+    if not group_words(cut):
+        return const(0, "int32"), group * cut.tokens + token
+    return group * group_words(cut) + token // 32, token % 32
 
 
 def entry_words(cut: Cut) -> int:
     """Return the words of a block in a united list: its number, then who sees it."""
-    return -(-(1 + cut.groups * member_words(cut)) // 4) * 4
+    return -(-(1 + member_words(cut)) // 2) * 2
 
 
 def list_words(task: AttendTask, cut: Cut) -> Expr:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
@@ -16,6 +17,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
     SKIP,
     SURE,
     entry_words,
+    group_words,
     member_words,
 )
 from sparsegen.codegen.gpu.tma import Source
@@ -34,7 +36,7 @@ from sparsegen.codegen.tvm import (
     select,
     store,
 )
-from sparsegen.lowering.tasks import Clause, KeySource
+from sparsegen.lowering.tasks import Clause, KeySource, Rows
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
@@ -190,7 +192,7 @@ class Feed:
         assert blocks is not None
         assert start_at is not None
         assert clause.keys is not None
-        size = 1 + self.cut.groups * member_words(self.cut)
+        size = 1 + member_words(self.cut)
         words = scratch(size, "int32")
         ahead = scratch(size, "int32")
 
@@ -219,7 +221,10 @@ class Feed:
         kernel, cut, at = self.kernel, self.cut, self.at
         which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
         keys, values = self.sources[which]
-        row = T.bind(cast(item.sequence.row(source.k.rows, j), "int32"))
+
+        def row(rows: Rows) -> Value:
+            return T.bind(cast(item.sequence.row(rows, j), "int32"))
+
         key_head = T.bind(item.head // kernel.task.group)
         status = const(n << CLAUSE_BIT, "int32")
         for g in range(cut.groups):
@@ -230,7 +235,7 @@ class Feed:
         store(kernel.meta, j, meta)
         store(kernel.meta, status, meta + 1)
         if words is not None:
-            for word in range(cut.groups * member_words(cut)):
+            for word in range(member_words(cut)):
                 store(kernel.meta, load(words, 1 + word), meta + (2 + word))
         kernel.keys_ready.expect(at.stage, keys.bytes)
         first = at.stage * (cut.keys * kernel.task.q.dim)
@@ -248,9 +253,12 @@ class Feed:
         wanted = T.And(hull.lo < end, hull.hi > j)
         sure = T.And(j >= hull.sure_lo, end <= hull.sure_hi)
         if words is not None:
-            bits = const(0, "int32")
-            for word in range(member_words(self.cut)):
-                bits = T.bitwise_or(bits, load(words, 1 + g * member_words(self.cut) + word))
+            bits, each = const(0, "int32"), group_words(self.cut)
+            for word in range(g * each, (g + 1) * each):
+                bits = T.bitwise_or(bits, load(words, 1 + word))
+            if not each:
+                mask = (2**self.cut.tokens - 1) << g * self.cut.tokens
+                bits = T.bitwise_and(load(words, 1), const(_signed(mask), "int32"))
             wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
         some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
         return T.bind(select(wanted, some, const(SKIP, "int32")))
@@ -262,8 +270,19 @@ class Feed:
             size = size + select(present > 0, const(source.bytes, "uint32"), const(0, "uint32"))
         kernel.item_ready.expect(self.item_at.stage, T.bind(size))
         barrier = kernel.item_ready.pointer(self.item_at.stage)
+        start = T.bind(cast(item.sequence.q_start, "int32") + first)
         for g, present in enumerate(item.present):
+            row = start + g * cut.tokens
             with T.If(present > 0), T.Then():
-                row = cast(item.sequence.q_start, "int32") + (first + g * cut.tokens)
                 to = (self.item_at.stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
-                source.load(kernel.queries, to, barrier, T.bind(row), item.head)
+                source.load(kernel.queries, to, barrier, partial(_always, row), item.head)
+
+
+def _always(row: Value, rows: Rows) -> Value:
+    """Return a row that is known, whatever it is a row of."""
+    return row
+
+
+def _signed(bits: int) -> int:
+    """Return the int32 with these 32 bits."""
+    return bits - 2**32 if bits >= 2**31 else bits

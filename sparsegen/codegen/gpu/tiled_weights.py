@@ -9,7 +9,7 @@ from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu import wgmma
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, exact, member_words
+from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, exact, member_bit
 from sparsegen.codegen.tvm import (
     T,
     Value,
@@ -72,7 +72,7 @@ class Weights:
 
     def read(self) -> Chunk:
         """Read what the feed tells about the chunk at hand, before its keys are given back."""
-        kernel, words = self.kernel, member_words(self.cut)
+        kernel = self.kernel
         meta = T.bind(self.compute.at.stage * kernel.meta_words)
         start = T.bind(load(kernel.meta, meta))
         number = T.bind(T.shift_right(load(kernel.meta, meta + 1), CLAUSE_BIT))
@@ -80,14 +80,14 @@ class Weights:
             return Chunk(start, number, None)
         found = []
         for half in range(1 if self._warps_are_tokens else 2):
-            token = self._token(half)
-            word = load(kernel.meta, meta + 2 + (self.compute.group * words + token // 32))
-            bit = T.bitwise_and(T.shift_right(word, token % 32), const(1, "int32")) > 0
+            word, bit = member_bit(self.cut, self.compute.group, self._token(half))
+            members = load(kernel.meta, meta + 2 + word)
+            sees = T.bitwise_and(T.shift_right(members, bit), const(1, "int32")) > 0
             # In a range, all rows take part.
             for n, (_, clause) in enumerate(kernel.clauses):
                 if clause.keys is None:
-                    bit = T.Or(bit, equal(number, const(n, "int32")))
-            found.append(T.bind(bit))
+                    sees = T.Or(sees, equal(number, const(n, "int32")))
+            found.append(T.bind(sees))
         return Chunk(start, number, (found * 2)[:2])
 
     @property

@@ -6,12 +6,13 @@ row, swizzled as wgmma reads them: panel after panel, row after row, head after 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.tvm import Memory, T, Value, const
-from sparsegen.lowering.tasks import Operand, Part
+from sparsegen.lowering.tasks import Operand, Part, Rows
 
 COLUMNS = 64  # of a panel
 _SWIZZLE_128, _PROMOTE_128 = 3, 2  # values of cuTensorMapEncodeTiled
@@ -50,13 +51,16 @@ class Source:
         """Return the bytes of a box."""
         return self.operand.dim * self.heads * self.rows * 2
 
-    def load(self, to: Memory, first: Value, barrier: Value, row: Value, head: Value) -> None:
+    def load(
+        self, to: Memory, first: Value, barrier: Value, row: Callable[[Rows], Value], head: Value
+    ) -> None:
         """Start to load a box; one thread does.
 
         Args:
             to, first: shared memory, and the element where the box starts.
             barrier: address of what is told about the bytes.
-            row, head: the first ones (int32).
+            row: gives the first row (int32) of buffers whose rows are as they are.
+            head: the first one (int32).
         """
         column = 0
         for part, tensor_map in zip(self.operand.parts, self.maps, strict=True):
@@ -64,10 +68,8 @@ class Source:
             step = self._panels(part)
             for panel in range(0, part.size // COLUMNS, step):
                 at = first + (column // COLUMNS + panel) * (self.pitch * COLUMNS)
-                ptx(
-                    _LOAD, to.ptr_to([at]), T.address_of(tensor_map), 0, near, row,
-                    part.start // COLUMNS + panel, barrier,
-                )  # fmt: skip
+                place = (0, near, row(part.buffer.rows), part.start // COLUMNS + panel)
+                ptx(_LOAD, to.ptr_to([at]), T.address_of(tensor_map), *place, barrier)
             column += part.size
 
     def _panels(self, part: Part) -> int:

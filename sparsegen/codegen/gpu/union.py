@@ -7,12 +7,14 @@ each warp group the bits of its tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.launch import FULL, launch, sync
-from sparsegen.codegen.gpu.tiled_cut import entry_words, key_list, member_words
+from sparsegen.codegen.gpu.tiled_cut import entry_words, key_list, member_bit, member_words
+from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import (
     T,
     Value,
@@ -27,8 +29,9 @@ from sparsegen.codegen.tvm import (
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
 
-_THREADS = 128
-_WINDOW = 8192  # words of shared memory for the blocks at hand
+_WARPS = 4
+_THREADS = 32 * _WARPS
+_WINDOW = 3072  # words of shared memory for the blocks at hand
 _OR = """
 __device__ __forceinline__ int sparsegen_or(int* p, int x) { return atomicOr(p, x); }
 """
@@ -44,15 +47,16 @@ class Union:
         self.clause, self.keys = found
         self.source = next(s for s, c in kernel.clauses if c is self.clause)
         self.words = member_words(self.cut)
-        self.each = self.cut.groups * self.words  # words of the members of a block
-        self.window = _WINDOW // self.each // 32 * 32
+        # Blocks at hand: each warp writes an equal share of them.
+        self.window = _WINDOW // self.words // _THREADS * _THREADS
 
     def emit(self) -> None:
         """Emit the launch."""
         kernel, cut = self.kernel, self.cut
         self.place = launch(kernel.items, _THREADS, entered=True)
         pool = T.SMEMPool()
-        self.marks = pool.alloc((self.window * self.each,), "int32", align=16)
+        self.marks = pool.alloc((self.window * self.words,), "int32", align=16)
+        self.counts = pool.alloc((_WARPS,), "int32", align=16)
         self.twice = pool.alloc((1,), "int32", align=16)
         pool.commit()
         first_of_all = T.And(equal(self.place.block, const(0, "int64")), self.place.thread < 2)
@@ -68,22 +72,25 @@ class Union:
             self._unite(sequence, first, head, list_at(kernel, tile, group))
 
     def _unite(self, sequence: Value, first: Value, head: Value, base: Value) -> None:
-        cut, thread = self.cut, self.place.thread
+        cut, thread, granule = self.cut, self.place.thread, self.keys.granule
         tokens = const(cut.all_tokens, "int32")
         present = T.bind(minimum(tokens, sequence.n_q - first))
+        i_min = T.bind(sequence.q_off + first)
+        view = ThreadView(self.kernel.task, self.kernel.arguments, sequence, i_min, present)
         length = T.bind(sequence.count(self.source.k.rows))
-        granule = self.keys.granule
-        start, count = cell("int32", const(0, "int32")), cell("int32", const(0, "int32"))
-        blocks = T.bind((length + (granule - 1)) // granule)
+        seen = view._hull(self.clause, length, i_min, T.bind(i_min + present - 1))
+        blocks = T.bind((seen.hi + (granule - 1)) // granule)
+        start = cell("int32", seen.lo // granule)
+        count = cell("int32", const(0, "int32"))
         with T.While(get(start) < blocks):
             lowest = T.bind(get(start))
+            here = T.bind(minimum(blocks - lowest, const(self.window, "int32")))
             sync()
-            self._clear(T.bind(minimum(blocks - lowest, const(self.window, "int32"))))
+            self._clear(here)
             sync()
-            self._mark(sequence, first, head, present, length, lowest)
+            self._mark(view, first, head, present, length, lowest)
             sync()
-            with T.If(thread < 32), T.Then():
-                self._write(base, lowest, blocks, count)
+            self._write(base, lowest, here, count)
             put(start, lowest + self.window)
         sync()
         with T.If(thread < 1), T.Then():
@@ -98,16 +105,15 @@ class Union:
 
     def _clear(self, count: Value) -> None:
         at = cell("int32", self.place.thread)
-        with T.While(get(at) < count * self.each):
+        with T.While(get(at) < count * self.words):
             store(self.marks, const(0, "int32"), get(at))
             put(at, get(at) + _THREADS)
 
     def _mark(
-        self, sequence: Value, first: Value, head: Value, present: Value, length: Value,
+        self, view: ThreadView, first: Value, head: Value, present: Value, length: Value,
         lowest: Value,
     ) -> None:  # fmt: skip
-        kernel, cut, granule = self.kernel, self.cut, self.keys.granule
-        view, _ = kernel.group_view(sequence, first, 0)
+        cut, granule, sequence = self.cut, self.keys.granule, view.sequence
         width = T.bind(view.list_of(self.keys.member, view.i_min, head).width)
         n = cell("int32", self.place.thread)
         with T.While(get(n) < present * width):
@@ -120,37 +126,62 @@ class Union:
             here = T.And(x >= lowest, x < lowest + self.window)
             with T.If(T.And(T.And(inside, here), bounds.lo < bounds.hi)), T.Then():
                 group = T.bind(token // cut.tokens)
-                local = T.bind(token - group * cut.tokens)
-                at = T.bind((x - lowest) * self.each + (group * self.words + local // 32))
-                bit = T.bind(T.shift_left(const(1, "int32"), local % 32))
+                word, place = member_bit(cut, group, T.bind(token - group * cut.tokens))
+                at = T.bind((x - lowest) * self.words + word)
+                bit = T.bind(T.shift_left(const(1, "int32"), place))
                 before = T.bind(_or(self.marks.ptr_to([at]), bit))
                 with T.If(T.Not(equal(T.bitwise_and(before, bit), const(0, "int32")))), T.Then():
                     again = T.shift_left(const(1, "int32"), group)
                     T.bind(_or(self.twice.ptr_to([0]), again))
             put(n, get(n) + _THREADS)
 
-    def _write(self, base: Value, lowest: Value, blocks: Value, count: Value) -> None:
-        """Write the marked blocks of a window in order; the first warp does."""
-        lane, each = self.place.lane, entry_words(self.cut)
-        step = cell("int32", const(0, "int32"))
-        last = T.bind(minimum(blocks - lowest, const(self.window, "int32")))
-        with T.While(get(step) < last):
-            n = T.bind(get(step) + lane)
-            some = cell("int32", const(0, "int32"))
-            with T.If(n < last), T.Then():
-                for word in range(self.each):
-                    put(some, T.bitwise_or(get(some), load(self.marks, n * self.each + word)))
-            marked = T.bind(T.Not(equal(get(some), const(0, "int32"))))
-            votes = T.bind(T.cuda.ballot_sync(const(FULL, "uint32"), cast(marked, "int32")))
-            lower = T.bitwise_and(votes, T.shift_left(const(1, "uint32"), cast(lane, "uint32")) - 1)
-            before = pin(get(count) + cast(T.popcount(lower), "int32"))
+    def _write(self, base: Value, lowest: Value, here: Value, count: Value) -> None:
+        """Write the marked blocks in order: each warp counts its share, then all know where."""
+        lane, warp, each = self.place.lane, self.place.warp, entry_words(self.cut)
+        share = T.bind((here + (_THREADS - 1)) // _THREADS * 32)
+        begin = T.bind(warp * share)
+        end = T.bind(minimum(begin + share, here))
+        mine = cell("int32", const(0, "int32"))
+        self._walk(begin, end, lambda n, marked, votes: put(mine, get(mine) + _ones(votes)))
+        with T.If(equal(lane, const(0, "int32"))), T.Then():
+            store(self.counts, get(mine), warp)
+        sync()
+        before = cell("int32", get(count))
+        for other in range(_WARPS):
+            found = T.bind(load(self.counts, other))
+            with T.If(warp > other), T.Then():
+                put(before, get(before) + found)
+            put(count, get(count) + found)
+
+        def write(n: Value, marked: Value, votes: Value) -> None:
+            lower = T.shift_left(const(1, "uint32"), cast(lane, "uint32")) - 1
+            place = pin(get(before) + _ones(T.bitwise_and(votes, lower)))
             with T.If(marked), T.Then():
-                at = T.bind(base + cast((before + 1) * each, "int64"))
+                at = T.bind(base + cast((place + 1) * each, "int64"))
                 store(self._flat, lowest + n, at)
-                for word in range(self.each):
-                    store(self._flat, load(self.marks, n * self.each + word), at + 1 + word)
-            put(count, get(count) + cast(T.popcount(votes), "int32"))
+                for word in range(self.words):
+                    store(self._flat, load(self.marks, n * self.words + word), at + 1 + word)
+            put(before, get(before) + _ones(votes))
+
+        self._walk(begin, end, write)
+
+    def _walk(self, begin: Value, end: Value, body: Callable[[Value, Value, Value], None]) -> None:
+        """Visit blocks, one a lane: `body` gets the block, whether it is marked, and the votes."""
+        step = cell("int32", begin)
+        with T.While(get(step) < end):
+            n = T.bind(get(step) + self.place.lane)
+            some = cell("int32", const(0, "int32"))
+            with T.If(n < end), T.Then():
+                for word in range(self.words):
+                    put(some, T.bitwise_or(get(some), load(self.marks, n * self.words + word)))
+            marked = T.bind(T.Not(equal(get(some), const(0, "int32"))))
+            votes = T.cuda.ballot_sync(const(FULL, "uint32"), cast(marked, "int32"))
+            body(n, marked, T.bind(votes))
             put(step, get(step) + 32)
+
+
+def _ones(bits: Value) -> Value:
+    return cast(T.popcount(bits), "int32")
 
 
 def list_at(kernel: TiledKernel, tile: Value, group: Value) -> Value:

@@ -47,7 +47,7 @@ def walk(
     """
     length = T.bind(view.sequence.count(rows))
     bounds = view._hull(clause, length, view.i_min, T.bind(view.i_min + view.present - 1))
-    find, count = _finder(view, clause, bounds, head)
+    find, count = finder(view, clause, bounds, head)
     start = cell("int32", const(0, "int32"))
     with T.While(get(start) < count):
         first = T.bind(get(start))
@@ -66,7 +66,7 @@ def walk(
         put(start, first + keys)
 
 
-def _finder(
+def finder(
     view: ThreadView, clause: Clause, bounds: Bounds, head: Value
 ) -> tuple[Callable[[Value], Value], Value]:
     """Return what finds the key of a slot, and how many slots there are."""

@@ -108,6 +108,39 @@ def weigh_shared(acc: Memory, columns: int, weights: Value, values: Value, dtype
         )  # fmt: skip
 
 
+def scores_across(
+    acc: Memory, heads: int, keys: Value, queries: Value, tiles: int, dtype: str, *, clear: bool
+) -> None:
+    """Add the product of 64 keys and `heads` queries, both ALONG, over `tiles` tiles.
+
+    Rows of the accumulator are keys, its columns heads; tiles of queries have `heads` rows.
+    """
+    for tile in range(tiles):
+        for depth in range(DEPTHS):
+            a = const((tile * TILE * 2 + depth * 32) >> 4, "uint64")
+            b = const((tile * heads * 128 + depth * 32) >> 4, "uint64")
+            ptx(
+                _name(heads, dtype), *[acc[i] for i in range(heads // 2)], keys + a, queries + b,
+                T.bool(not clear), 1, 1, 0, 0,
+            )  # fmt: skip
+            clear = False
+
+
+def weigh_across(
+    acc: Memory, first: int, heads: int, values: Value, weights: Value, dtype: str
+) -> None:
+    """Add the product of 64 columns of 64 values, ACROSS, and the weights of `heads`, ALONG.
+
+    Rows of the accumulator, which begins at register `first`, are columns of the values.
+    """
+    for depth in range(DEPTHS):
+        ptx(
+            _name(heads, dtype), *[acc[first + i] for i in range(heads // 2)],
+            values + const(depth * 128, "uint64"), weights + const(depth * 2, "uint64"),
+            T.bool(True), 1, 1, 1, 0,
+        )  # fmt: skip
+
+
 def across(rows: int) -> int:
     """Return the kind of descriptor whose depth runs along the rows of panels of `rows` rows."""
     return _SWIZZLED | ((rows * 128 >> 4) << 16)
@@ -170,3 +203,24 @@ def store_tile(packed: Memory, tile: Memory, first: int, warp: Value, lane: Valu
         to = tile.ptr_to([swizzled(row, 2 * pair + lane // 16) + first])
         registers = [packed[4 * pair + i] for i in range(4)]
         ptx("stmatrix.sync.aligned.m8n8.x4.shared.b16", to, *registers)
+
+
+def store_across(
+    packed: Memory, heads: int, tile: Memory, first: Value, warp: Value, lane: Value
+) -> None:
+    """Write weights whose rows are 64 keys into a tile whose rows are heads.
+
+    Args:
+        packed: uint32 [heads / 4], pairs of neighbouring heads of 8 * block and more: register
+            2 * block + half has the keys of that half of the rows.
+        first: element of `tile` at which it begins.
+    """
+    row, half = lane % 8, lane // 8 % 2
+    at = T.bind(swizzled(row, warp * 2 + half) + first)
+    for block in range(0, heads // 8, 2):
+        # Where one block is left over, the upper lanes write what the lower ones do.
+        two = block + 1 < heads // 8
+        upper = lane // 16 * 8 * 64 if two else const(0, "int32")
+        to = tile.ptr_to([at + block * 8 * 64 + upper])
+        registers = [packed[2 * (block + (n // 2 if two else 0)) + n % 2] for n in range(4)]
+        ptx("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16", to, *registers)

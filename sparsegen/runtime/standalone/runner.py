@@ -45,6 +45,8 @@ class Runner:
         self._errors = errors
         self._count = len(spec.inputs)
         self._names = tuple(t.name for t in spec.inputs)
+        self._metadata_names = spec.metadata
+        self._keys = frozenset(spec.metadata)
         self._none = (None,) * len(spec.metadata)
         self._library = library
         self._masks = tuple(alignment(spec, DTYPES[t.dtype]) - 1 for t in spec.inputs)
@@ -89,7 +91,10 @@ class Runner:
         """
         metadata = self._none
         if keywords or len(args) != self._count:
-            args, metadata = self.bind(args, keywords)
+            if len(args) == self._count and keywords.keys() <= self._keys:
+                metadata = tuple([keywords.get(key) for key in self._metadata_names])
+            else:
+                args, metadata = self.bind(args, keywords)
         if torch.compiler.is_compiling() or _dispatch_modes():
             return self._dispatched(args, metadata)
         shapes, plain = [], True

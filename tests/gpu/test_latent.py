@@ -1,0 +1,19 @@
+"""Attention in a latent space on a GPU against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.gpu.test_patterns_gpu import run, verify
+from tests.latent import CASES
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_matches_the_reference(name: str) -> None:
+    case = CASES[name]()
+    if torch.cuda.get_device_capability() != (9, 0) and "schedule" in case.options:
+        pytest.skip("the schedule is for Hopper")
+    verify(case, run(case))
