@@ -153,7 +153,8 @@ inline std::deque<Event> events;
 
 inline bool happen() {
   if (events.empty()) return false;
-  auto one = events.begin() + roll() % events.size();
+  // Mostly the oldest: drawn at random, nearly all would be over before the last of a few is.
+  auto one = events.begin() + (one_in(8) ? roll() % events.size() : 0);
   Event next = std::move(*one);
   events.erase(one);
   next.happen();
