@@ -159,6 +159,8 @@ class Slots:
         result = cell("int32", load(room, 0))
         for n in range(1, 4):
             put(result, maximum(get(result), load(room, n)))
+        # A warp that is ahead writes the end of the next list there.
+        meet(number, GROUP)
         return T.bind(get(result))
 
 
