@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu import wgmma
+from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import ROWS, SKIP
@@ -100,6 +101,8 @@ class Compute:
         kernel = self.kernel
         # Values of the stage must not be asked for again before the last reader has them.
         kernel.values_ready.wait(self.at)
+        # Nor may one lane let go of it while another still polls its barrier.
+        ptx("bar.warp.sync", const(FULL, "uint32"))
         self._release(kernel.keys_free, self.at.stage)
         self._release(kernel.values_free, self.at.stage)
         self._next()
