@@ -145,7 +145,8 @@ def _keys(granule: int) -> int:
 def _first(task: AttendTask, arch: Arch) -> Knobs | str:
     """Return the first cut that fits, or why none does."""
     found, reason = key_list(task), "no cut"
-    small = Knobs(groups=3, keys=64, resident=1, ahead=False)
+    # What a score mod needs takes the registers of queries.
+    small = Knobs(groups=3, keys=64, resident=int(task.mod is None), ahead=False)
     if found is not None:
         # Skipped chunks would empty a pipeline of scores and sums again and again.
         keys = _keys(found[1].granule)

@@ -105,11 +105,12 @@ class Preparer:
             shape = tuple(value.shape)
             if spec.layout == "dense" and tensor.space != "none":
                 shape = (shape[0] * shape[1], *shape[2:])
-                packed.append((n, shape))
             # Memory of no elements has no address to pass; its rows are never read.
             if value.numel() == 0:
                 some = tuple(max(extent, 1) for extent in shape)
                 empty.append((n, torch.zeros(some, dtype=value.dtype, device=device)))
+            elif shape != tuple(value.shape):
+                packed.append((n, shape))
         shapes = views = None
         if filling is not None:
             shapes, views = self._shapes_on_device(sizes, filling.extent)
