@@ -28,9 +28,9 @@ FAMILY = "attend"
 REQUIRES = frozenset({"wgmma", "tma", "mbarrier", "setmaxnreg"})
 PRIORITY = 5
 
-# Registers of a multiprocessor, by the warp groups of a block: those of a thread that computes,
-# and of one that feeds.
+# Candidates: `queries`, `resident` and `ahead`.
 _MANNERS = ((1, 0, True), (1, 0, False), (1, 1, False), (2, 0, True), (2, 0, False), (2, 1, False))
+# Registers of a thread that computes and of one that feeds, by the warp groups of a block.
 _REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 24)}
 
 
@@ -93,7 +93,7 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     first = default(task, arch)
     yield first
     for groups in (2, 3):
-        for keys in (64, 128):
+        for keys in sorted({first.keys, 64, 128}):
             for stages in (2, 3, 4, 6):
                 for queries, resident, ahead in _MANNERS:
                     knobs = Knobs(groups, keys, stages, queries, resident, ahead)
