@@ -145,8 +145,9 @@ def _keys(granule: int) -> int:
 def _first(task: AttendTask, arch: Arch) -> Knobs | str:
     """Return the first cut that fits, or why none does."""
     found, reason = key_list(task), "no cut"
-    # What a score mod needs takes the registers of queries.
-    small = Knobs(groups=3, keys=64, resident=int(task.mod is None), ahead=False)
+    # What score mods, and the masks of several clauses, need takes the registers of queries.
+    spare = task.mod is None and len(clauses_of(task)) == 1
+    small = Knobs(groups=3, keys=64, resident=int(spare), ahead=False)
     if found is not None:
         # Skipped chunks would empty a pipeline of scores and sums again and again.
         keys = _keys(found[1].granule)
@@ -154,7 +155,11 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
         wanted += [replace(small, keys=keys, stages=n, resident=0) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
     else:
-        wanted = [replace(small, stages=4, queries=q, resident=r) for r in (1, 0) for q in (2, 1)]
+        wanted = [
+            replace(small, stages=4, queries=queries, resident=resident)
+            for resident in sorted({small.resident, 0}, reverse=True)
+            for queries in (2, 1)
+        ]
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:
         excluded = _excluded(task, knobs, arch)
@@ -167,6 +172,8 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
 def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     heads, tokens = rows_of(task)
     compute, copy = _REGISTERS[knobs.groups]
+    if knobs.groups == 3 and len(clauses_of(task)) > 1:
+        compute, copy = compute - 8, copy + 24  # the thread that feeds keeps more hulls
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, knobs.stages, knobs.queries,
         knobs.resident, knobs.ahead,
