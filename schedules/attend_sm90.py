@@ -16,7 +16,7 @@ from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
-from sparsegen.codegen.gpu.slots import exact
+from sparsegen.codegen.gpu.slots import sure
 from sparsegen.codegen.gpu.tiles import inside
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import Head, Member, walk
@@ -54,7 +54,7 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
         return f"{len(task.sources)} sources of keys: it takes one"
     (source,) = task.sources
     for clause in source.clauses:
-        if not exact(clause) and any(isinstance(e, Head | Member) for e in walk(clause.residual)):
+        if not sure(clause) and any(isinstance(e, Head | Member) for e in walk(clause.residual)):
             return "keys are hidden from some heads, or looked up in a selection one by one"
     if task.mod is not None or task.scale <= 0:
         return "scores are modified, or their scale is not positive"

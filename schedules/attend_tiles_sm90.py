@@ -76,9 +76,8 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     reason = _lists(task)
     if reason is not None:
         return reason
-    if isinstance(_first(task, arch), str):
-        return str(_first(task, arch))
-    return None
+    found = _first(task, arch)
+    return found if isinstance(found, str) else None
 
 
 def default(task: AttendTask, arch: Arch) -> Knobs:

@@ -35,7 +35,7 @@ from sparsegen.analysis.interval import (
     whole,
 )
 from sparsegen.ir.axes import Axis
-from sparsegen.ir.expr import TRUE, BlockOf, Const, Expr, Member, apply
+from sparsegen.ir.expr import TRUE, BlockOf, Const, Expr, Member, Symbol, apply, rebuild
 
 # Cutting later ranges by earlier ones splits them; beyond this many pieces one range covers all.
 PIECES = 4
@@ -71,6 +71,21 @@ class Clause:
     full: Interval | None
     keys: KeyList | None
     residual: Expr = TRUE
+
+    @property
+    def exact(self) -> bool:
+        """Tell whether a single query sees every key of the hull."""
+        return self.full is not None and _alone(self.full) == _alone(self.hull)
+
+
+def _alone(interval: Interval) -> Interval:
+    """Return an interval as a single query has it: the last of its tile is the first."""
+
+    def rule(e: Expr) -> Expr | None:
+        return Symbol("i_min") if e == Symbol("i_max") else None
+
+    lo, hi = (tuple(rebuild(e, rule) for e in end) for end in (interval.lo, interval.hi))
+    return Interval(lo=lo, hi=hi)
 
 
 def clauses(where: Expr, *, query: Axis, key: Axis) -> tuple[Clause, ...]:

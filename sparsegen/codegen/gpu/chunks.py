@@ -28,23 +28,10 @@ from sparsegen.codegen.tvm import (
     scratch,
     store,
 )
-from sparsegen.ir.expr import TRUE, Expr, Symbol, rebuild
-from sparsegen.lowering.tasks import AttendTask, Clause, Interval, KeySource, Rows
+from sparsegen.ir.expr import TRUE
+from sparsegen.lowering.tasks import AttendTask, Clause, KeySource, Rows
 
 SOME, SURE = 1, 2  # bits: a slot has a key; all have one, and every query of the tile sees it
-
-
-def exact(clause: Clause) -> bool:
-    """Tell whether a single query sees every key of the hull, and so needs no residual."""
-
-    def alone(interval: Interval) -> Interval:
-        def name(e: Expr) -> Expr | None:
-            return Symbol("i_min") if e == Symbol("i_max") else None
-
-        lo, hi = (tuple(rebuild(e, name) for e in end) for end in (interval.lo, interval.hi))
-        return Interval(lo=lo, hi=hi)
-
-    return clause.full is not None and alone(clause.full) == alone(clause.hull)
 
 
 def paged_rows(source: KeySource) -> Rows | None:

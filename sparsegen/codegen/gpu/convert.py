@@ -13,7 +13,8 @@ from sparsegen.codegen.gpu.tma import COLUMNS
 from sparsegen.codegen.tvm import T, Value, cast, const, load, select, store
 from sparsegen.lowering.tasks import AttendTask, Buffer, KeySource, Operand, Part, Rows
 
-_THREADS, _BLOCKS, _EACH = 256, 1056, 4
+_THREADS, _EACH = 256, 4
+_BLOCKS = 8  # of a multiprocessor
 
 
 def loadable(part: Part, dtype: str) -> bool:
@@ -55,15 +56,15 @@ def converted(task: AttendTask, dtype: str) -> tuple[AttendTask, dict[Part, Buff
     return loaded, copies
 
 
-def convert(arguments: Arguments, copies: dict[Part, Buffer]) -> None:
-    """Emit a launch for each copy that fills it."""
+def convert(arguments: Arguments, copies: dict[Part, Buffer], cores: int) -> None:
+    """Emit a launch for each copy that fills it, on `cores` multiprocessors."""
     for part, buffer in copies.items():
         with device():
-            _fill(arguments, part, buffer)
+            _fill(arguments, part, buffer, cores * _BLOCKS)
 
 
-def _fill(arguments: Arguments, part: Part, buffer: Buffer) -> None:
-    place = launch(const(_BLOCKS, "int64"), _THREADS, entered=True)
+def _fill(arguments: Arguments, part: Part, buffer: Buffer, blocks: int) -> None:
+    place = launch(const(blocks, "int64"), _THREADS, entered=True)
     source, target = arguments[part.buffer], arguments[buffer]
     heads, dim = buffer.shape[-2:]
     rows = T.bind(source.rows * heads)
@@ -79,7 +80,7 @@ def _fill(arguments: Arguments, part: Part, buffer: Buffer) -> None:
             if there is not None:
                 x = select(there, x, const(0.0, "float32"))
             store(target.flat, cast(x, buffer.dtype), row * dim + (column + n))
-        put(at, get(at) + _BLOCKS * _THREADS)
+        put(at, get(at) + blocks * _THREADS)
 
 
 def _there(arguments: Arguments, rows: Rows, row: Value) -> Value | None:

@@ -144,12 +144,7 @@ class FewKernel:
 
     def each_tile(self, body: Any) -> None:
         """Emit a loop over the tokens of this block: body(token, number of tokens before it)."""
-        tile, turn = cell("int32", self.block), cell("int32", const(0, "int32"))
-        with T.While(get(tile) < self.count):
-            # Causal work grows with the position: the longest tiles come first.
-            body(T.bind(self.count - 1 - get(tile)), T.bind(get(turn)))
-            put(tile, get(tile) + self.cut.blocks)
-            put(turn, get(turn) + 1)
+        pipeline.each_turn(self.block, self.cut.blocks, self.count, body)
 
     # --- the gathering group --------------------------------------------------------------------
 

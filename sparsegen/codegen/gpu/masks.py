@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.lists import mentions
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
-from sparsegen.codegen.gpu.chunks import Chunks, exact
+from sparsegen.codegen.gpu.chunks import Chunks
 from sparsegen.codegen.tvm import (
     T,
     Value,
@@ -44,7 +44,7 @@ class Mask:
         # What a query sees of a range may lie in the hull that another range has for its tile.
         ranges = sum(c.keys is None for c in source.clauses)
         alone = clause.keys is not None or ranges == 1 or tile.shape.tokens == 1
-        self.pairwise = clause.residual != TRUE and not (alone and exact(clause))
+        self.pairwise = clause.residual != TRUE and not (alone and clause.exact)
         self.bits = scratch(self.rows, "uint32") if self.pairwise else None
         # Rows of one token, in 16 rows of a warp that are 16 heads, have one answer.
         one = tile.shape.heads % 16 == 0 and not mentions(clause.residual, Head)

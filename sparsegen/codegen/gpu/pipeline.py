@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.tvm import Memory, T, Value, const
 
@@ -93,6 +95,20 @@ def init(barriers: list[Barrier], thread: Value) -> None:
 def publish_barriers() -> None:
     """Make barriers that this thread has set up visible; then all threads of the block meet."""
     ptx("fence.mbarrier_init.release.cluster")
+
+
+def each_turn(
+    block: Value, blocks: int, count: Value, body: Callable[[Value, Value], None]
+) -> None:
+    """Emit a loop over the tiles of a persistent block: body(tile, number of tiles before it).
+
+    Causal work grows with the position: the longest tiles come first.
+    """
+    tile, turn = cell("int32", block), cell("int32", const(0, "int32"))
+    with T.While(get(tile) < count):
+        body(T.bind(count - 1 - get(tile)), T.bind(get(turn)))
+        put(tile, get(tile) + blocks)
+        put(turn, get(turn) + 1)
 
 
 def meet(number: int, threads: int) -> None:

@@ -23,27 +23,17 @@ from sparsegen.codegen.tvm import (
     select,
     store,
 )
-from sparsegen.ir.expr import TRUE, Expr, Symbol, rebuild
-from sparsegen.lowering.tasks import Clause, Interval, KeySource
+from sparsegen.ir.expr import TRUE
+from sparsegen.lowering.tasks import Clause, KeySource
 from sparsegen.lowering.tasks import Rows as Kind
 
 _BATCH = 16  # loads that wait together
 STEP = 16  # rows of a chunk that a warp group copies at a time, eight threads each
 
 
-def exact(clause: Clause) -> bool:
+def sure(clause: Clause) -> bool:
     """Tell whether one query sees every key of the hull, so that nothing is left to check."""
-
-    def alone(interval: Interval) -> Interval:
-        def name(e: Expr) -> Expr | None:
-            return Symbol("i_min") if e == Symbol("i_max") else None
-
-        lo, hi = (tuple(rebuild(e, name) for e in end) for end in (interval.lo, interval.hi))
-        return Interval(lo=lo, hi=hi)
-
-    if clause.residual == TRUE:
-        return True
-    return clause.full is not None and alone(clause.full) == alone(clause.hull)
+    return clause.residual == TRUE or clause.exact
 
 
 @dataclass(frozen=True)
@@ -106,7 +96,7 @@ class Slots:
                 seen = T.And(j >= s.bounds.lo, j < s.bounds.hi)
                 with T.If(seen), T.Then():
                     put(key, j)
-                if check and not exact(s.clause):
+                if check and not sure(s.clause):
                     self._hide(s, key)
         return T.bind(get(key))
 

@@ -72,7 +72,7 @@ class TiledKernel:
         )
         self.items = T.bind(self.tiles * self.heads)
         sources = self._maps()
-        convert(self.arguments, self.copies)
+        convert(self.arguments, self.copies, cut.blocks)
         with device():
             if self.listed:
                 Union(self).emit()

@@ -9,8 +9,8 @@ from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.pipeline import GROUP
 from sparsegen.codegen.tvm import Value, const
-from sparsegen.ir.expr import Const, Expr, Stop, Symbol, apply, rebuild, walk
-from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, Interval, KeyList, KeySource, Rows
+from sparsegen.ir.expr import Const, Expr, Stop, apply, walk
+from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeyList, KeySource, Rows
 
 ROWS = 64  # of a warp group
 # What the feed tells about an item, int32 each: whether there is one, how many chunks it has, its
@@ -116,19 +116,6 @@ def key_list(task: AttendTask) -> tuple[Clause, KeyList] | None:
         if clause.keys is not None:
             return clause, clause.keys
     return None
-
-
-def exact(clause: Clause) -> bool:
-    """Tell whether one query sees every key of the hull."""
-
-    def alone(interval: Interval) -> Interval:
-        def name(e: Expr) -> Expr | None:
-            return Symbol("i_min") if e == Symbol("i_max") else None
-
-        lo, hi = (tuple(rebuild(e, name) for e in end) for end in (interval.lo, interval.hi))
-        return Interval(lo=lo, hi=hi)
-
-    return clause.full is not None and alone(clause.full) == alone(clause.hull)
 
 
 def group_words(cut: Cut) -> int:

@@ -9,7 +9,7 @@ from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu import wgmma
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, exact, member_bit
+from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, member_bit
 from sparsegen.codegen.tvm import (
     T,
     Value,
@@ -143,7 +143,7 @@ class Weights:
         source, clause = self.kernel.clauses[n]
         places = [self._position(half) for half in range(2)]
         first = T.bind(start + self.compute.lane % 4 * 2)
-        if len(source.clauses) == 1 and exact(clause):
+        if len(source.clauses) == 1 and clause.exact:
             # One query sees a range: compare keys, which are constants, with its ends. Of several
             # clauses, the later ones leave out what the earlier ones have for the whole group.
             view = self.compute.view
@@ -202,7 +202,7 @@ class Weights:
 
     def pack(self) -> None:
         """Round the weights into A operands."""
-        wgmma.pack_columns(self.packed, self.scores, self.kernel.dtype, self.cut.keys)
+        wgmma.pack_tile(self.packed, self.scores, self.kernel.dtype, columns=self.cut.keys)
 
     def clear(self) -> None:
         """Make all weights zero."""

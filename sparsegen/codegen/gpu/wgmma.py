@@ -22,8 +22,15 @@ _PTX = {"bfloat16": "bf16", "float16": "f16"}
 _SWIZZLED = (1 << 62) | (64 << 32)
 # The depth runs along the columns of a tile.
 ALONG = _SWIZZLED | (1 << 16)
+
+
+def across(rows: int) -> int:
+    """Return the kind of descriptor whose depth runs along the rows of panels of `rows` rows."""
+    return _SWIZZLED | ((rows * 128 >> 4) << 16)
+
+
 # The depth runs along the rows; the next 64 columns are one tile further.
-ACROSS = _SWIZZLED | ((TILE * 2 >> 4) << 16)
+ACROSS = across(64)
 
 _HOLD = """
 __device__ __forceinline__ void sparsegen_hold_%d(float* x) {
@@ -74,6 +81,24 @@ def wait(groups: int) -> None:
     ptx("wgmma.wait_group.sync.aligned", groups)
 
 
+def product(
+    acc: Memory, columns: int, a: Value | list[Value], b: Value, dtype: str,
+    *, first: int = 0, clear: bool = False, a_across: bool = False, b_across: bool = False,
+) -> None:  # fmt: skip
+    """Add a product of depth 16 to 64 rows of `columns` accumulators, from register `first` on.
+
+    Args:
+        a, b: descriptors, or `a` as four registers; where one is ACROSS, the depth runs along the
+            rows of its tiles.
+        clear: forget what the accumulators hold.
+    """
+    sums = [acc[first + i] for i in range(columns // 2)]
+    registers = isinstance(a, list)
+    rows = a if isinstance(a, list) else [a]
+    flags = [1, 1, *([] if registers else [int(a_across)]), int(b_across)]
+    ptx(_name(columns, dtype), *sums, *rows, b, T.bool(not clear), *flags)
+
+
 def scores(
     acc: Memory, queries: Value, keys: Value, tiles: Iterable[int], dtype: str, *, clear: bool
 ) -> None:
@@ -81,31 +106,23 @@ def scores(
     for tile in tiles:
         for depth in range(DEPTHS):
             step = const((tile * TILE * 2 + depth * 32) >> 4, "uint64")
-            ptx(
-                _name(64, dtype), *[acc[i] for i in range(32)], queries + step, keys + step,
-                T.bool(not clear), 1, 1, 0, 0,
-            )  # fmt: skip
+            product(acc, 64, queries + step, keys + step, dtype, clear=clear)
             clear = False
 
 
 def weigh(acc: Memory, columns: int, weights: Memory, values: Value, dtype: str) -> None:
     """Add the product of 64 x 64 weights in registers (uint32 [16]) and values, ACROSS."""
     for depth in range(DEPTHS):
-        ptx(
-            _name(columns, dtype), *[acc[i] for i in range(columns // 2)],
-            *[weights[depth * 4 + i] for i in range(4)], values + const(depth * 128, "uint64"),
-            T.bool(True), 1, 1, 1,
-        )  # fmt: skip
+        a = [weights[depth * 4 + i] for i in range(4)]
+        b = values + const(depth * 128, "uint64")
+        product(acc, columns, a, b, dtype, b_across=True)
 
 
 def weigh_shared(acc: Memory, columns: int, weights: Value, values: Value, dtype: str) -> None:
     """Add the product of 64 x 64 weights in shared memory, ALONG, and values, ACROSS."""
     for depth in range(DEPTHS):
-        ptx(
-            _name(columns, dtype), *[acc[i] for i in range(columns // 2)],
-            weights + const(depth * 2, "uint64"), values + const(depth * 128, "uint64"),
-            T.bool(True), 1, 1, 0, 1,
-        )  # fmt: skip
+        a, b = weights + const(depth * 2, "uint64"), values + const(depth * 128, "uint64")
+        product(acc, columns, a, b, dtype, b_across=True)
 
 
 def scores_across(
@@ -117,12 +134,9 @@ def scores_across(
     """
     for tile in range(tiles):
         for depth in range(DEPTHS):
-            a = const((tile * TILE * 2 + depth * 32) >> 4, "uint64")
-            b = const((tile * heads * 128 + depth * 32) >> 4, "uint64")
-            ptx(
-                _name(heads, dtype), *[acc[i] for i in range(heads // 2)], keys + a, queries + b,
-                T.bool(not clear), 1, 1, 0, 0,
-            )  # fmt: skip
+            a = keys + const((tile * TILE * 2 + depth * 32) >> 4, "uint64")
+            b = queries + const((tile * heads * 128 + depth * 32) >> 4, "uint64")
+            product(acc, heads, a, b, dtype, clear=clear)
             clear = False
 
 
@@ -134,32 +148,8 @@ def weigh_across(
     Rows of the accumulator, which begins at register `first`, are columns of the values.
     """
     for depth in range(DEPTHS):
-        ptx(
-            _name(heads, dtype), *[acc[first + i] for i in range(heads // 2)],
-            values + const(depth * 128, "uint64"), weights + const(depth * 2, "uint64"),
-            T.bool(True), 1, 1, 1, 0,
-        )  # fmt: skip
-
-
-def across(rows: int) -> int:
-    """Return the kind of descriptor whose depth runs along the rows of panels of `rows` rows."""
-    return _SWIZZLED | ((rows * 128 >> 4) << 16)
-
-
-def product(
-    acc: Memory, columns: int, a: Value | list[Value], b: Value, dtype: str,
-    *, clear: bool = False, b_across: bool = False,
-) -> None:  # fmt: skip
-    """Add a product of depth 16 to 64 rows of `columns` accumulators.
-
-    Args:
-        a: a descriptor of rows ALONG, or four registers.
-        b: a descriptor; `b_across` says that its depth runs along the rows.
-    """
-    sums = [acc[i] for i in range(columns // 2)]
-    rows = a if isinstance(a, list) else [a]
-    flags = [1, 1, int(b_across)] if isinstance(a, list) else [1, 1, 0, int(b_across)]
-    ptx(_name(columns, dtype), *sums, *rows, b, T.bool(not clear), *flags)
+        a, b = values + const(depth * 128, "uint64"), weights + const(depth * 2, "uint64")
+        product(acc, heads, a, b, dtype, first=first, a_across=True)
 
 
 def _name(columns: int, dtype: str) -> str:
@@ -168,26 +158,20 @@ def _name(columns: int, dtype: str) -> str:
 
 
 def pack_tile(
-    out: Memory, acc: Memory, dtype: str, first: int = 0, scale: Memory | None = None
-) -> None:
-    """Round 64 columns of accumulators, from register `first` on, into A operands: uint32 [16].
+    out: Memory, acc: Memory, dtype: str, first: int = 0, scale: Memory | None = None,
+    columns: int = 64,
+) -> None:  # fmt: skip
+    """Round columns of accumulators, from register `first` on, into A operands.
 
     Args:
+        out: uint32 [columns / 4].
         scale: float32 [2], a factor for either half of the rows.
     """
-    for j in range(8):
+    for j in range(columns // 8):
         for half in range(2):
             low, high = (load(acc, first + 4 * j + 2 * half + c) for c in range(2))
             if scale is not None:
                 low, high = low * load(scale, half), high * load(scale, half)
-            store(out, pack(low, high, dtype), 4 * (j // 2) + 2 * (j % 2) + half)
-
-
-def pack_columns(out: Memory, acc: Memory, dtype: str, columns: int) -> None:
-    """Round accumulators of `columns` columns into A operands: uint32 [columns / 4]."""
-    for j in range(columns // 8):
-        for half in range(2):
-            low, high = (load(acc, 4 * j + 2 * half + c) for c in range(2))
             store(out, pack(low, high, dtype), 4 * (j // 2) + 2 * (j % 2) + half)
 
 
