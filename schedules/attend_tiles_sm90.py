@@ -45,6 +45,7 @@ class Knobs:
     resident  panels of 64 columns of the queries that stay in registers
     ahead     scores of the next chunk are computed beside the sums of this one
     patience  sums are left as they are until a maximum grows by more powers of two
+    joint     keys and values of a chunk arrive, and are given back, at once
     """
 
     groups: int = 2
@@ -54,6 +55,7 @@ class Knobs:
     resident: int = 0
     ahead: bool = True
     patience: int = 6
+    joint: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -95,10 +97,11 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
         for keys in sorted({first.keys, 64, 128}):
             for stages in (2, 3, 4, 6):
                 for queries, resident, ahead in _MANNERS:
-                    knobs = Knobs(groups, keys, stages, queries, resident, ahead)
-                    if knobs != first:
-                        reason = _excluded(task, knobs, arch)
-                        yield knobs if reason is None else Rejected(asdict(knobs), reason)
+                    for joint in (False, True):
+                        knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)
+                        if knobs != first:
+                            reason = _excluded(task, knobs, arch)
+                            yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
@@ -150,6 +153,8 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
     if found is not None:
         # Skipped chunks would empty a pipeline of scores and sums again and again.
         keys = _keys(found[1].granule)
+        # Nor should a group that leaves a chunk out wait for it twice.
+        small = replace(small, joint=True)
         wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, resident=0) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
@@ -176,7 +181,7 @@ def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, knobs.stages, knobs.queries,
         knobs.resident, knobs.ahead,
-        knobs.patience, compute, copy, arch.cores or 1,
+        knobs.patience, knobs.joint, compute, copy, arch.cores or 1,
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def _bytes(task: AttendTask, ring: Ring) -> int:
     tiles = slots * ring.part * TILE * 2
     operands = task.q.dim * heads * 2 + 2 * heads * KEYS * 2
     numbers = 2 * EXCHANGED * GROUP + slots * KEYS + 2 * (2 * 4 * heads) + 2 * heads + 8
-    return tiles + operands + numbers * 4 + (2 + 2 * slots) * 8 + _ALIGNED
+    return tiles + operands + numbers * 4 + (3 + 2 * slots) * 8 + _ALIGNED
 
 
 def ring_of(task: AttendTask, arch: Arch) -> Ring:
@@ -129,12 +129,13 @@ class FewKernel:
         converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
         self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
         self.query_free = Barrier.allocate(pool, 2 * GROUP)
+        self.merged = Barrier.allocate(pool, 2 * GROUP)
         self.ready, self.free = (
             Barrier.allocate_row(pool, slots, n) for n in (GROUP + GROUP // 8, GROUP)
         )
         pool.commit()
         self.barriers = [
-            self.query_ready, self.query_free,
+            self.query_ready, self.query_free, self.merged,
             *self.ready.all, *self.free.all,
         ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from sparsegen.codegen.cpu.vec import LOG2E, load_f32
 from sparsegen.codegen.gpu import pipeline, wgmma
 from sparsegen.codegen.gpu.few_ring import Place, Turn
 from sparsegen.codegen.gpu.launch import shuffle_xor
-from sparsegen.codegen.gpu.listed_compute import BOTH, LN2, LOW, NEVER
+from sparsegen.codegen.gpu.listed_compute import LN2, LOW, NEVER
 from sparsegen.codegen.gpu.mma import pack, ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet
 from sparsegen.codegen.tvm import (
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 KEYS = 64  # of a chunk
 EXCHANGED = 8  # registers of a thread that pass from group to group at a time
-# Named barriers: of a computing group (two), of both, and the end of a list.
-OWN, MERGE, SCAN = 1, 3, 4
+# Named barriers: of a computing group (two), and the end of a list.
+OWN, SCAN = 1, 3
 
 
 class Computing:
@@ -62,6 +62,7 @@ class Computing:
     def run(self) -> None:
         """Emit the loop over the tokens."""
         self.at = Place(self.kernel.ring)
+        self.meetings = cell("int32", const(0, "int32"))
         self.kernel.each_tile(self._tile)
 
     def _tile(self, token: Value, turn: Value) -> None:
@@ -218,6 +219,12 @@ class Computing:
             found = T.bind(combine(found, other))
         return found
 
+    def _meet_other(self) -> None:
+        """Wait for the other computing group."""
+        self.kernel.merged.arrive()
+        self.kernel.merged.wait(get(self.meetings))
+        put(self.meetings, get(self.meetings) + 1)
+
     # --- the end of a token ---------------------------------------------------------------------
 
     def _finish(self, token: Value) -> None:
@@ -231,12 +238,12 @@ class Computing:
             for n in range(count):
                 value = load(self.out, others * self.each + start + n)
                 store(kernel.exchange, value, (self.side * EXCHANGED + n) * GROUP + self.thread)
-            meet(MERGE, BOTH)
+            self._meet_other()
             for n in range(count):
                 at = first * self.each + start + n
                 theirs = ((1 - self.side) * EXCHANGED + n) * GROUP + self.thread
                 store(self.out, load(self.out, at) + load(kernel.exchange, theirs), at)
-            meet(MERGE, BOTH)
+            self._meet_other()
         self._write(token, range(first, first + mine))
 
     def _normalise(self, token: Value) -> None:
@@ -258,7 +265,7 @@ class Computing:
                 )
                 with T.If(self.warp < 1), T.Then():
                     store(kernel.peaks, load(self.peak, e), self.side * self.heads + head)
-        meet(MERGE, BOTH)
+        self._meet_other()
         base = T.bind(cast(token, "int64") * task.q.heads)
         for e in range(self.quarter):
             head = T.bind(self._head(e))

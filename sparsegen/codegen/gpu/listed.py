@@ -109,7 +109,7 @@ class ListedKernel:
         else:
             even, self.first = pool.alloc((TILE,), dtype, align=1024), 0
         self.weights = [even, odd]
-        self.top = pool.alloc((ROWS,), "float32", align=16)
+        self.tops = [pool.alloc((ROWS,), "float32", align=16) for _ in range(2)]
         self.sums = pool.alloc((2 * ROWS,), "float32", align=16)
         self.bias = pool.alloc((2 * ROWS,), "float32", align=16)
         self.last = pool.alloc((4,), "int32", align=16)

@@ -137,10 +137,11 @@ class Computing:
     def _tell_top(self) -> None:
         with T.If(self.lane % 4 < 1), T.Then():
             for half in range(2):
-                store(self.kernel.top, load(self.peak, half), self.thread // 4 * 2 + half)
+                at = self.thread // 4 * 2 + half
+                store(self.kernel.tops[self.side], load(self.peak, half), at)
 
     def _told_top(self, half: int) -> Value:
-        return load(self.kernel.top, self.thread // 4 * 2 + half)
+        return load(self.kernel.tops[1 - self.side], self.thread // 4 * 2 + half)
 
     def _finish(self, tile: Value) -> None:
         """Write the columns of this group, and the even one the lse."""

@@ -38,6 +38,7 @@ class Cut:
     resident       panels of 64 columns of the queries that stay in registers
     ahead          scores of the next chunk are computed beside the values of this one
     patience       a maximum that grows by less, in powers of two, leaves the sums as they are
+    joint          keys and values of a chunk arrive, and are given back, at once
     compute, copy  registers of a thread that computes, and of one that feeds
     blocks         persistent blocks
     """
@@ -51,6 +52,7 @@ class Cut:
     resident: int
     ahead: bool
     patience: int
+    joint: bool
     compute: int
     copy: int
     blocks: int

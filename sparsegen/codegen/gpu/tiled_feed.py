@@ -237,11 +237,12 @@ class Feed:
         if words is not None:
             for word in range(member_words(cut)):
                 store(kernel.meta, load(words, 1 + word), meta + (2 + word))
-        kernel.keys_ready.expect(at.stage, keys.bytes)
+        kernel.keys_ready.expect(at.stage, keys.bytes + (values.bytes if cut.joint else 0))
         first = at.stage * (cut.keys * kernel.task.q.dim)
         keys.load(kernel.keys, first, kernel.keys_ready.pointer(at.stage), row, key_head)
-        kernel.values_free.wait_before(at)
-        kernel.values_ready.expect(at.stage, values.bytes)
+        if not cut.joint:
+            kernel.values_free.wait_before(at)
+            kernel.values_ready.expect(at.stage, values.bytes)
         first = at.stage * (cut.keys * kernel.dim)
         ready = kernel.values_ready.pointer(at.stage)
         values.load(kernel.values, first, ready, row, key_head)
