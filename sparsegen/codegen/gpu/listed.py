@@ -122,9 +122,10 @@ class ListedKernel:
             [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
         )
         self.known = Barrier.allocate(pool, 16)
+        self.told = [Barrier.allocate(pool, 4) for _ in range(2)]  # maxima, by computing group
         pool.commit()
         self.barriers = [
-            self.query_ready, self.query_free, self.known,
+            self.query_ready, self.query_free, self.known, *self.told,
             *(b for kind in (self.ready, self.free) for pair in kind for b in pair),
         ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E, load_f32
 from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.launch import across, add
+from sparsegen.codegen.gpu.launch import FULL, across, add
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet, pass_by
 from sparsegen.codegen.gpu.wgmma import TILE
@@ -34,9 +34,9 @@ BOTH = 2 * GROUP
 NEVER = float("-inf")
 LOW = -1e30  # a maximum before any score
 LN2 = 0.6931471805599453
-# Named barriers: the maximum of even and of odd, their weights, their sums, their outputs
-# (one each), and the end of a list.
-TOP_EVEN, TOP_ODD, WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN = 1, 2, 3, 4, 5, 6, 8
+# Named barriers: the weights of even and of odd, their sums, their outputs (one each), and the end
+# of a list.
+WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN = 1, 2, 3, 4, 6
 
 
 class Computing:
@@ -139,6 +139,9 @@ class Computing:
             for half in range(2):
                 at = self.thread // 4 * 2 + half
                 store(self.kernel.tops[self.side], load(self.peak, half), at)
+        ptx("bar.warp.sync", const(FULL, "uint32"))
+        with T.If(self.lane < 1), T.Then():
+            self.kernel.told[self.side].arrive()
 
     def _told_top(self, half: int) -> Value:
         return load(self.kernel.tops[1 - self.side], self.thread // 4 * 2 + half)
@@ -237,7 +240,6 @@ class Even(Computing):
             kernel.known.wait(phase)
             self._softmax(self.peak)
             self._tell_top()
-            pass_by(TOP_EVEN, BOTH)
             self._hold()
             wgmma.begin()
             wgmma.weigh(self.out, self.half, self.packed, self.values[0], self.dtype)
@@ -245,7 +247,7 @@ class Even(Computing):
             wgmma.wait(0)
             self._hold()
             kernel.free[0][0].arrive()
-            meet(TOP_ODD, BOTH)
+            kernel.told[1].wait(phase)
             for half in range(2):
                 top = T.bind(self._told_top(half))
                 ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - top)
@@ -294,7 +296,7 @@ class Odd(Computing):
             wgmma.wait(0)
             wgmma.hold(self.scores, 32)
             kernel.known.wait(phase)
-            meet(TOP_EVEN, BOTH)
+            kernel.told[0].wait(phase)
             # Both groups have the scores of their last chunks.
             with T.If(get(pair) + 1 >= self.pairs), T.Then():
                 kernel.query_free.arrive()
@@ -302,7 +304,6 @@ class Odd(Computing):
                 store(self.next, self._told_top(half), half)
             self._softmax(self.next)
             self._tell_top()
-            pass_by(TOP_ODD, BOTH)
             self._hold()
             wgmma.begin()
             wgmma.weigh(self.out, self.half, self.packed, self.values[1], self.dtype)
