@@ -62,7 +62,10 @@ class TiledKernel:
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
-        self.meta_words = 2 + (member_words(cut) if self.listed else 0)
+        # What is told about a chunk, for each of its blocks: where it starts, what the warp groups
+        # do with the chunk, and who sees the block.
+        self.block_words = 2 + (member_words(cut) if self.listed else 0)
+        self.meta_words = cut.parts * self.block_words
 
     def emit(self) -> None:
         """Emit the launches: lists and counters, attention, repairs."""
@@ -91,7 +94,7 @@ class TiledKernel:
 
         def keys(source: KeySource) -> tuple[tma.Source, tma.Source]:
             k, v = (
-                tma.Source.make(x, self.arguments, spare, heads=1, rows=cut.keys, pitch=cut.keys)
+                tma.Source.make(x, self.arguments, spare, heads=1, rows=cut.box, pitch=cut.keys)
                 for x in (source.k, source.v)
             )
             return k, v
@@ -120,9 +123,12 @@ class TiledKernel:
             with T.Then():
                 pipeline.give_registers(cut.copy)
                 with T.If(self.warp < 1), T.Then():
-                    elected = T.bind(T.cuda.elect_sync())
-                    with T.If(elected > const(0, "uint32")), T.Then():
+                    if cut.boxes > 1:
                         Feed(self, queries, sources).run()
+                    else:
+                        elected = T.bind(T.cuda.elect_sync())
+                        with T.If(elected > const(0, "uint32")), T.Then():
+                            Feed(self, queries, sources).run()
             with T.Else():
                 pipeline.take_registers(cut.compute)
                 Compute(self).run()

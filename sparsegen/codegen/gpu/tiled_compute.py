@@ -116,7 +116,7 @@ class Compute:
         if chunk.seen is None:
             self._weigh(chunk)
         else:
-            with T.If(weights.any(T.Or(*chunk.seen))):
+            with T.If(weights.any(chunk.some())):
                 with T.Then():
                     self._weigh(chunk)
                 with T.Else():

@@ -1,14 +1,23 @@
-"""Feed the groups that compute `tiled` attention: one thread takes items and starts all loads."""
+"""Feed the groups that compute `tiled` attention: one thread takes items and starts all loads.
+
+Where a chunk is several boxes, of blocks that are listed apart or of pages that are shorter than a
+chunk, the lanes of a warp do so together, each for a box: it looks up where its box lies and loads
+it. One lane arrives at barriers, for all bytes of the chunk.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
 from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
-from sparsegen.codegen.gpu.ring import Cursor
+from sparsegen.codegen.gpu.launch import FULL, across
+from sparsegen.codegen.gpu.mma import ptx
+from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import (
     CLAUSE_BIT,
     FACTS,
@@ -20,7 +29,8 @@ from sparsegen.codegen.gpu.tiled_cut import (
     group_words,
     member_words,
 )
-from sparsegen.codegen.gpu.tma import Source
+from sparsegen.codegen.gpu.tiled_weights import uniform
+from sparsegen.codegen.gpu.tma import COLUMNS, Source
 from sparsegen.codegen.gpu.union import list_at
 from sparsegen.codegen.tvm import (
     Memory,
@@ -55,7 +65,7 @@ class _Item:
 
 
 class Feed:
-    """The thread that feeds a block."""
+    """The thread that feeds a block, or the warp."""
 
     def __init__(
         self, kernel: TiledKernel, queries: Source, sources: list[tuple[Source, Source]]
@@ -65,6 +75,13 @@ class Feed:
         self.at = Cursor(kernel.cut.stages)
         self.item_at = Cursor(kernel.cut.queries)
         self.turn = cell("int32", const(0, "int32"))
+        self.alone = self.cut.boxes == 1
+        # The box of this lane; lanes beyond the boxes do what the first ones do, but load nothing.
+        self.box = self.block = const(0, "int32")
+        if not self.alone:
+            self.box = T.bind(kernel.lane % self.cut.boxes)
+        if self.cut.parts > 1:
+            self.block = T.bind(self.box * self.cut.box // self.cut.block)
 
     def run(self) -> None:
         """Emit the loop over items."""
@@ -74,12 +91,37 @@ class Feed:
             self._take(T.bind(cast(get(item), "int64")))
             put(item, self._next())
         kernel.item_free.wait_before(self.item_at)
-        store(kernel.info, const(0, "int32"), self._base())
-        kernel.item_ready.arrive(self.item_at.stage)
+        with self._one_lane():
+            store(kernel.info, const(0, "int32"), self._base())
+            kernel.item_ready.arrive(self.item_at.stage)
 
     def _next(self) -> Value:
-        state = self.kernel.state
-        return T.bind(T.cuda.atomic_add(state.ptr_to([0]), const(1, "int32")))
+        taken = T.cuda.atomic_add(self.kernel.state.ptr_to([0]), const(1, "int32"))
+        if self.alone:
+            return T.bind(taken)
+        found = cell("int32", const(0, "int32"))
+        with self._one_lane():
+            put(found, taken)
+        return uniform(get(found))
+
+    @contextmanager
+    def _one_lane(self) -> Iterator[None]:
+        """Let one lane do what is emitted inside."""
+        if self.alone:
+            yield
+        else:
+            with T.If(self.kernel.lane < 1), T.Then():
+                yield
+
+    def _wait(self, ring: Ring, at: Cursor) -> None:
+        """Wait until a stage is given back, all lanes: one may not go on while another polls."""
+        ring.wait_before(at)
+        self._join()
+
+    def _join(self) -> None:
+        """Wait for what the other lanes wrote."""
+        if not self.alone:
+            ptx("bar.warp.sync", const(FULL, "uint32"))
 
     def _base(self) -> Value:
         return T.bind(get(self.turn) % self.kernel.info_slots * self.kernel.info_words)
@@ -93,10 +135,11 @@ class Feed:
         with T.If(first < sequence.n_q), T.Then():
             head = T.bind(cast(group, "int32") * cut.heads)
             item = self._look(sequence, first, head, tile, group)
-            kernel.item_free.wait_before(self.item_at)
+            self._wait(kernel.item_free, self.item_at)
             entry = cast((group * kernel.tiles + tile) * cut.groups, "int32")
-            self._tell(item, first, T.bind(entry))
-            self._load_queries(item, first)
+            with self._one_lane():
+                self._tell(item, first, T.bind(entry))
+                self._load_queries(item, first)
             self.item_at.advance()
             put(self.turn, get(self.turn) + 1)
             for n, (source, clause) in enumerate(kernel.clauses):
@@ -160,12 +203,13 @@ class Feed:
             lo = T.bind(select(some, minimum(lo, mine[n].lo), lo))
             hi = T.bind(select(some, maximum(hi, mine[n].hi), hi))
         if self.kernel.task.paged:
-            lo = T.bind(lo // self.cut.keys * self.cut.keys)
+            lo = T.bind(lo // self.cut.box * self.cut.box)
         return T.bind(minimum(lo, hi)), hi
 
     def _per_block(self, clause: Clause) -> int:
+        """Return the chunks of a listed block, 1 if a chunk has several blocks."""
         assert clause.keys is not None
-        return clause.keys.granule // self.cut.keys
+        return clause.keys.granule // self.cut.block
 
     def _chunks(self, item: _Item) -> Value:
         total = const(0, "int32")
@@ -175,7 +219,10 @@ class Feed:
                 total = total + (hi - lo + (self.cut.keys - 1)) // self.cut.keys
             else:
                 assert item.blocks is not None
-                total = total + item.blocks * self._per_block(clause)
+                blocks = item.blocks
+                if self.cut.parts > 1:
+                    blocks = (blocks + (self.cut.parts - 1)) // self.cut.parts
+                total = total + blocks * self._per_block(clause)
         return T.bind(total)
 
     def _range(self, item: _Item, n: int, source: KeySource) -> None:
@@ -197,9 +244,17 @@ class Feed:
         ahead = scratch(size, "int32")
 
         def fetch(number: Value) -> None:
+            mine = number
+            if self.cut.parts > 1:
+                # Beyond its end, the list has the last block again, which nobody sees.
+                mine = T.bind(number + self.block)
+                number = minimum(mine, blocks - 1)
             at = T.bind(start_at + cast((number + 1) * entry_words(self.cut), "int64"))
             for word in range(size):
-                store(ahead, load(united.flat, at + word), word)
+                found = load(united.flat, at + word)
+                if self.cut.parts > 1 and word > 0:
+                    found = select(mine < blocks, found, const(0, "int32"))
+                store(ahead, found, word)
 
         number = cell("int32", const(0, "int32"))
         with T.If(blocks > 0), T.Then():
@@ -207,50 +262,94 @@ class Feed:
         with T.While(get(number) < blocks):
             for word in range(size):
                 store(words, load(ahead, word), word)
-            put(number, get(number) + 1)
+            put(number, get(number) + self.cut.parts)
             with T.If(get(number) < blocks), T.Then():
                 fetch(get(number))
             with T.serial(self._per_block(clause)) as part:
-                start = load(words, 0) * clause.keys.granule + part * self.cut.keys
+                start = load(words, 0) * clause.keys.granule + part * self.cut.block
                 self._chunk(item, n, source, T.bind(start), words)
 
     def _chunk(
         self, item: _Item, n: int, source: KeySource, j: Value, words: Memory | None
     ) -> None:
-        """Send a chunk that starts at key j; `words` say who sees it, where lists do."""
+        """Send a chunk that starts at key j, or whose block of this lane does.
+
+        Args:
+            words: say who sees it, where lists do.
+        """
         kernel, cut, at = self.kernel, self.cut, self.at
         which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
         keys, values = self.sources[which]
 
+        near = j
+        if not self.alone:
+            per_block = cut.block if words is not None else cut.keys
+            near = T.bind(j + self.box * cut.box % per_block)
+            # No page is asked for that the sequence does not have.
+            near = T.bind(select(near < item.sequence.count(source.k.rows), near, j))
+
         def row(rows: Rows) -> Value:
-            return T.bind(cast(item.sequence.row(rows, j), "int32"))
+            return T.bind(cast(item.sequence.row(rows, near), "int32"))
 
         key_head = T.bind(item.head // kernel.task.group)
         status = const(n << CLAUSE_BIT, "int32")
         for g in range(cut.groups):
             status = T.bitwise_or(status, T.shift_left(self._status(item, g, n, j, words), 2 * g))
         status = T.bind(status)
-        kernel.keys_free.wait_before(at)
-        meta = T.bind(at.stage * kernel.meta_words)
-        store(kernel.meta, j, meta)
+        if cut.parts > 1 and words is not None:
+            status = self._together(status)
+        self._wait(kernel.keys_free, at)
+        meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
+        origin = j - self.block * cut.block if words is not None else j
+        store(kernel.meta, origin, meta)
         store(kernel.meta, status, meta + 1)
         if words is not None:
             for word in range(member_words(cut)):
                 store(kernel.meta, load(words, 1 + word), meta + (2 + word))
-        kernel.keys_ready.expect(at.stage, keys.bytes + (values.bytes if cut.joint else 0))
-        first = at.stage * (cut.keys * kernel.task.q.dim)
-        keys.load(kernel.keys, first, kernel.keys_ready.pointer(at.stage), row, key_head)
+        self._join()
+        sizes = keys.bytes, values.bytes
+        if cut.joint:
+            sizes = keys.bytes + values.bytes, 0
+        self._load(keys, kernel.keys, kernel.keys_ready, sizes[0], row, key_head)
         if not cut.joint:
-            kernel.values_free.wait_before(at)
-            kernel.values_ready.expect(at.stage, values.bytes)
-        first = at.stage * (cut.keys * kernel.dim)
-        ready = kernel.values_ready.pointer(at.stage)
-        values.load(kernel.values, first, ready, row, key_head)
+            self._wait(kernel.values_free, at)
+        self._load(values, kernel.values, kernel.values_ready, sizes[1], row, key_head)
         at.advance()
+
+    def _load(
+        self, source: Source, memory: Memory, ready: Ring, size: int,
+        row: Callable[[Rows], Value], head: Value,
+    ) -> None:  # fmt: skip
+        """Start to load the keys or values of a chunk, each lane its box.
+
+        Args:
+            size: the bytes of a box, and of what else arrives there; 0: they are expected already.
+        """
+        cut, stage = self.cut, self.at.stage
+        if size:
+            with self._one_lane():
+                ready.expect(stage, cut.boxes * size)
+        first = stage * (cut.keys * source.operand.dim)
+        if self.alone:
+            source.load(memory, first, ready.pointer(stage), row, head)
+        else:
+            with T.If(self.kernel.lane < cut.boxes), T.Then():
+                first = first + self.box * (cut.box * COLUMNS)
+                source.load(memory, first, ready.pointer(stage), row, head)
+
+    def _together(self, status: Value) -> Value:
+        """Return what to do with a chunk, from what lanes say of its blocks.
+
+        It is taken if a block is wanted, and masked if a wanted one is.
+        """
+        found = across(status, T.bitwise_or, self.cut.boxes)
+        masked = sum(MASKED << 2 * g for g in range(self.cut.groups))
+        masked = T.bitwise_and(found, const(masked, "int32"))
+        return T.bind(T.bitwise_and(found, T.bitwise_not(masked * (SURE // MASKED))))
 
     def _status(self, item: _Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
         hull = item.hulls[g][n]
-        end = j + self.cut.keys
+        end = j + (self.cut.keys if words is None else self.cut.block)
         wanted = T.And(hull.lo < end, hull.hi > j)
         sure = T.And(j >= hull.sure_lo, end <= hull.sure_hi)
         if words is not None:
