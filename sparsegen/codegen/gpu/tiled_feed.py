@@ -75,6 +75,7 @@ class Feed:
         self.at = Cursor(kernel.cut.stages)
         self.item_at = Cursor(kernel.cut.queries)
         self.turn = cell("int32", const(0, "int32"))
+        self.sent = cell("int32", const(0, "int32"))  # chunks of the item
         self.alone = self.cut.boxes == 1
         # The box of this lane; lanes beyond the boxes do what the first ones do, but load nothing.
         self.box = self.block = const(0, "int32")
@@ -135,18 +136,39 @@ class Feed:
         with T.If(first < sequence.n_q), T.Then():
             head = T.bind(cast(group, "int32") * cut.heads)
             item = self._look(sequence, first, head, tile, group)
-            self._wait(kernel.item_free, self.item_at)
-            entry = cast((group * kernel.tiles + tile) * cut.groups, "int32")
-            with self._one_lane():
-                self._tell(item, first, T.bind(entry))
-                self._load_queries(item, first)
-            self.item_at.advance()
-            put(self.turn, get(self.turn) + 1)
+            entry = T.bind(cast((group * kernel.tiles + tile) * cut.groups, "int32"))
+            self.early = self._early
+            begin = partial(self._begin, item, first, entry)
+            if not self.early:
+                begin()
+            put(self.sent, const(0, "int32"))
             for n, (source, clause) in enumerate(kernel.clauses):
+                self.begin = begin if n == 0 and self.early else None
                 if clause.keys is None:
                     self._range(item, n, source)
                 else:
                     self._list(item, n, source, clause)
+                if self.begin is not None:
+                    with T.If(get(self.sent) <= self.early), T.Then():
+                        begin()
+
+    @property
+    def _early(self) -> int:
+        """Return how many chunks of an item are sent before its queries.
+
+        Queries wait until those of the item before are used, and keys need not wait as well. Their
+        stages come free whatever becomes of these queries: there are fewer than a round of them.
+        """
+        return self.cut.stages - 1 if self.cut.queries == 1 else 0
+
+    def _begin(self, item: _Item, first: Value, entry: Value) -> None:
+        """Tell the groups about an item, and load its queries."""
+        self._wait(self.kernel.item_free, self.item_at)
+        with self._one_lane():
+            self._tell(item, first, entry)
+            self._load_queries(item, first)
+        self.item_at.advance()
+        put(self.turn, get(self.turn) + 1)
 
     def _look(
         self, sequence: Sequence, first: Value, head: Value, tile: Value, group: Value
@@ -278,6 +300,10 @@ class Feed:
             words: say who sees it, where lists do.
         """
         kernel, cut, at = self.kernel, self.cut, self.at
+        if self.begin is not None:
+            with T.If(equal(get(self.sent), const(self.early, "int32"))), T.Then():
+                self.begin()
+            put(self.sent, get(self.sent) + 1)
         which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
         keys, values = self.sources[which]
 
