@@ -118,6 +118,8 @@ def small(subject: Subject, seed: int) -> Case:
         for arrays, offset in zip(inputs, sequences.offsets, strict=True)
     ]
     reads = {b.name: [subject.value(run, b) for run in runs] for b in subject.task.reads}
+    for run in runs:
+        subject.hand_over(run)
     expected = [
         _expected(
             subject, n, ((s, 0, subject.value(run, b)) for s, run in enumerate(runs)), sequences,
