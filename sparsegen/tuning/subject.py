@@ -65,6 +65,13 @@ class Subject:
         """Tell whether the caller hands a buffer in."""
         return buffer.name not in self.made
 
+    def rounds(self) -> bool:
+        """Tell whether what is attended to comes in float32 from tasks of a plan for 16 bits."""
+        if self.task.family != "attend":
+            return False
+        made = (b.dtype for b in self.task.reads if not self.is_input(b))
+        return self.plan.binding.dtype != "float32" and "float32" in made
+
     # --- drawing --------------------------------------------------------------------------------
 
     def large(self, sequences: Sequences, seed: int) -> list[dict[str, Array]]:
@@ -208,15 +215,6 @@ class Subject:
             return found[None] if buffer.rows.space == "batch" else found
         value = run.value(node)
         return run.lses[node] if what == "lse" else value
-
-    def hand_over(self, run: Run) -> None:
-        """Round what other tasks compute to what this one reads; its own results follow from it."""
-        for buffer in self.task.reads:
-            if self.is_input(buffer):
-                continue
-            node, what = self.made[buffer.name]
-            if what == "o":
-                run.values[node] = _exact(rounded(run.value(node), buffer.dtype))
 
     def part(self, made: Mapping[str, Array], span: Span) -> Run:
         """Return the oracle for some query rows, with the values of other tasks given."""
