@@ -159,6 +159,9 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
         # Nor should a group that leaves a chunk out wait for it twice.
         small = replace(small, joint=True)
         wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
+        if found[1].granule % 128 == 0:
+            # Neighbours that share larger blocks leave fewer chunks out.
+            wanted.insert(0, Knobs(groups=2, keys=128, stages=2, queries=2, ahead=False))
         wanted += [replace(small, keys=keys, stages=n, resident=0) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
     else:
