@@ -96,7 +96,8 @@ def test_branches_that_are_merged() -> None:
 def test_short_blocks_that_share_chunks(name: str, config: Config, layout: str) -> None:
     """Blocks of 16 and 32 keys, in pages of 16; MoBA's own block is a range."""
     options = {"page": 16, "dtype": torch.bfloat16, "explicit": False}
-    check(batch(name, config, layout, LENGTHS, **options))
+    # The whole own block of the last token, which is less than a chunk.
+    check(batch(name, config, layout, [*LENGTHS, (1, 144)], **options))
 
 
 # --- lists that the caller gives -----------------------------------------------------------------
@@ -152,10 +153,11 @@ def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     causal=st.booleans(),
     poison=st.booleans(),
     twice=st.booleans(),
+    shared=st.booleans(),
 )
 def test_lists_of_blocks(
     attend: Callable[..., Any], number: int, lengths: list[tuple[int, int]], seed: int,
-    causal: bool, poison: bool, twice: bool,
+    causal: bool, poison: bool, twice: bool, shared: bool,
 ) -> None:  # fmt: skip
     """Indices of every invalid kind, some twice; NaN where some rows do not look."""
     heads, key_heads, width, count, _ = KERNELS[number]
@@ -170,9 +172,16 @@ def test_lists_of_blocks(
         v[n_k // 2] = math.nan
     cu_q, cu_k = (torch.tensor([0, *(x[i] for x in lengths)]).cumsum(0).int() for i in range(2))
     offset = torch.tensor([s - t if causal else s for t, s in lengths]).int()
-    # Distinct, for what is listed twice is done again by another kernel.
-    order = torch.rand(n_q, key_heads, max(7, 160 // width), generator=generator).argsort(-1)
-    lists = order[..., :count].int() - 1
+    # Distinct, for what is listed twice is done again by another kernel. Where tokens share lists,
+    # the blocks of a chunk lie apart; the block of the query is then the last one.
+    order = torch.rand(n_q, key_heads, 360 // width + 2, generator=generator)
+    if shared and n_q:
+        order[:] = order[0]
+        position = torch.cat(
+            [torch.arange(t) + o for (t, _), o in zip(lengths, offset, strict=True)]
+        )
+        order[torch.arange(n_q), :, position.clamp(0) // width + 1] = -1
+    lists = order.argsort(-1)[..., :count].int() - 1
     if twice:
         lists[::3, :, 0] = lists[::3, :, 1]
     lists[::5] = -(2**31)

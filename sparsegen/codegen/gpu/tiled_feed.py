@@ -1,8 +1,10 @@
 """Feed the groups that compute `tiled` attention: one thread takes items and starts all loads.
 
 Where a chunk is several boxes, of blocks that are listed apart or of pages that are shorter than a
-chunk, the lanes of a warp do so together, each for a box: it looks up where its box lies and loads
-it. One lane arrives at barriers, for all bytes of the chunk.
+chunk, the lanes of a warp do so together: each finds out where its box lies, and loads it; one
+arrives at barriers, for all bytes of the chunk. It costs a copy for each box and 64 columns instead
+of one for all of them, some agreeing among lanes, and where a list ends in the middle of a chunk,
+its last block again.
 """
 
 from __future__ import annotations
@@ -307,16 +309,9 @@ class Feed:
         which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
         keys, values = self.sources[which]
 
-        near = j
+        row: Callable[[Rows], Value] = partial(_row, item.sequence, j)
         if not self.alone:
-            per_block = cut.block if words is not None else cut.keys
-            near = T.bind(j + self.box * cut.box % per_block)
-            # No page is asked for that the sequence does not have.
-            near = T.bind(select(near < item.sequence.count(source.k.rows), near, j))
-
-        def row(rows: Rows) -> Value:
-            return T.bind(cast(item.sequence.row(rows, near), "int32"))
-
+            row = self._boxes(item, source, j, cut.keys if words is None else cut.block)
         key_head = T.bind(item.head // kernel.task.group)
         status = const(n << CLAUSE_BIT, "int32")
         for g in range(cut.groups):
@@ -341,6 +336,17 @@ class Feed:
             self._wait(kernel.values_free, at)
         self._load(values, kernel.values, kernel.values_ready, sizes[1], row, key_head)
         at.advance()
+
+    def _boxes(
+        self, item: _Item, source: KeySource, j: Value, length: int
+    ) -> Callable[[Rows], Value]:
+        """Look up where the box of this lane lies, one of several in `length` keys from j on."""
+        sequence, near = item.sequence, T.bind(j + self.box * self.cut.box % length)
+        # No page is asked for that the sequence does not have.
+        near = T.bind(select(near < sequence.count(source.k.rows), near, j))
+        operands = (source.k, source.v)
+        rows = dict.fromkeys(part.buffer.rows for x in operands for part in x.parts)
+        return {r: _row(sequence, near, r) for r in rows}.__getitem__
 
     def _load(
         self, source: Source, memory: Memory, ready: Ring, size: int,
@@ -369,8 +375,8 @@ class Feed:
         It is taken if a block is wanted, and masked if a wanted one is.
         """
         found = across(status, T.bitwise_or, self.cut.boxes)
-        masked = sum(MASKED << 2 * g for g in range(self.cut.groups))
-        masked = T.bitwise_and(found, const(masked, "int32"))
+        every = sum(MASKED << 2 * g for g in range(self.cut.groups))
+        masked = T.bitwise_and(found, const(every, "int32"))
         return T.bind(T.bitwise_and(found, T.bitwise_not(masked * (SURE // MASKED))))
 
     def _status(self, item: _Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
@@ -407,6 +413,11 @@ class Feed:
 def _always(row: Value, rows: Rows) -> Value:
     """Return a row that is known, whatever it is a row of."""
     return row
+
+
+def _row(sequence: Sequence, j: Value, rows: Rows) -> Value:
+    """Return the row of a key."""
+    return T.bind(cast(sequence.row(rows, j), "int32"))
 
 
 def _signed(bits: int) -> int:
