@@ -6,8 +6,10 @@ A block of threads takes items, tiles of queries of neighbouring heads, one afte
     compute  each other warp group has 64 rows, (token, head) pairs, and skips what it does not see
 
 Lists of blocks are united first (`union`): the tokens of an item walk each block that one of them
-selects once. What tensor cores cannot do as the contract has it, a NaN among values that one row
-sees and another does not, or an index listed twice, is put down and done again by `mma` at the end.
+selects once. Short blocks share a chunk, as many as it has room for; a bit for each row and block
+says who sees which, and all rows of a warp group pay for a block that one of them sees. What tensor
+cores cannot do as the contract has it, a NaN among values that one row sees and another does not,
+or an index listed twice, is put down and done again by `mma` at the end.
 """
 
 from __future__ import annotations
