@@ -13,15 +13,17 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.attend import shared_heads
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.boxes import boxed
+from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
+from sparsegen.codegen.gpu.gather import readable
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
 from sparsegen.codegen.gpu.slots import sure
 from sparsegen.codegen.gpu.tiles import inside
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import Head, Member, walk
+from sparsegen.ir.expr import Const, Expr, Head, Member, walk
 from sparsegen.lowering.space import Rejected
-from sparsegen.lowering.tasks import AttendTask
+from sparsegen.lowering.tasks import AttendTask, Buffer, Part
 
 FAMILY = "attend"
 REQUIRES = frozenset({"wgmma", "cp_async", "mbarrier", "setmaxnreg"})
@@ -50,31 +52,32 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     dtype = dtype_of(task)
     if dtype is None:
         return "tensor cores multiply 16-bit numbers, and every input is float32"
-    if len(task.sources) != 1:
-        return f"{len(task.sources)} sources of keys: it takes one"
-    (source,) = task.sources
-    for clause in source.clauses:
+    for clause in (c for s in task.sources for c in s.clauses):
         if not sure(clause) and any(isinstance(e, Head | Member) for e in walk(clause.residual)):
             return "keys are hidden from some heads, or looked up in a selection one by one"
     if task.mod is not None or task.scale <= 0:
         return "scores are modified, or their scale is not positive"
-    if source.k.heads != 1 or shared_heads(task) != task.q.heads:
+    if task.sources[0].k.heads != 1 or shared_heads(task) != task.q.heads:
         return "the query heads do not share one key head and its lists"
-    if task.q.rows.space != "query" or source.k.rows.space != "key":
-        return "queries or keys are not tokens"
-    if inside(source.v, source.k) != 0:
+    if task.q.rows.space != "query":
+        return "queries are not tokens"
+    if any(inside(s.v, s.k) != 0 for s in task.sources):
         return "values are no prefix of the keys"
-    for operand in (task.q, source.k):
+    dim = task.sources[0].v.dim
+    for operand in (task.q, *(s.k for s in task.sources)):
         for part in operand.parts:
-            kinds = {dtype, "float32"} if operand is task.q else {dtype}
-            if part.fn is not None or part.buffer.dtype not in kinds:
+            if part.fn is not None or part.buffer.dtype not in {dtype, "float32"}:
                 return "operands need a conversion on their way into shared memory"
-            if part.size % 64 or part.start % 8 or part.buffer.shape[-1] % 8:
+            if part.size % 64:
                 return "parts of queries and keys are no multiples of 64 elements"
+            if operand is task.q and (part.start % 8 or part.buffer.shape[-1] % 8):
+                return "parts of queries do not begin at multiples of 8 elements"
+            if part.buffer.rows.paged and not readable(part, dtype):
+                return "keys in pages need a conversion"
     if task.o.dtype not in (dtype, "float32"):
         return f"outputs are {task.o.dtype}, inputs {dtype}"
-    if source.v.dim % 128 or source.v.dim > 512:
-        return f"values of {source.v.dim} elements: it takes multiples of 128 up to 512"
+    if dim % 128 or dim > 512:
+        return f"values of {dim} elements: it takes multiples of 128 up to 512"
     if task.q.heads <= MOST:
         return None if ring_of(task, arch).slots else "a chunk of keys does not fit shared memory"
     if shared_bytes(task) > arch.shared_bytes:
@@ -108,12 +111,26 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     dtype = dtype_of(task)
     assert dtype is not None
     cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.boxes)
-    with kernel(task) as (builder, arguments):
+    found, copies = _copied(task)
+    with kernel(task, tuple(copies.values())) as (builder, arguments):
+        convert(arguments, copies, cut.blocks)
         if task.q.heads <= MOST:
-            FewKernel(task, cut, ring_of(task, arch), dtype, arguments).emit()
+            FewKernel(found, cut, ring_of(task, arch), dtype, arguments).emit()
         else:
-            ListedKernel(task, cut, dtype, arguments).emit()
+            ListedKernel(found, cut, dtype, arguments).emit()
     return builder.get()
+
+
+def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
+    """Return the memory of copies of keys that are converted."""
+    return tuple((buffer, Const(0)) for buffer in _copied(task)[1].values())
+
+
+def _copied(task: AttendTask) -> tuple[AttendTask, dict[Part, Buffer]]:
+    """Return the task over keys that can be gathered from where they lie, and the copies."""
+    dtype = dtype_of(task)
+    assert dtype is not None
+    return converted(task, dtype, readable, "k")
 
 
 def _excluded(task: AttendTask, knobs: Knobs) -> str | None:

@@ -89,9 +89,23 @@ def _poisoned(heads: int, value: float) -> Case:
     return replace(case, want=[np.concatenate(parts) for parts in zip(*want, strict=True)])
 
 
+@sg.pattern
+def beside(
+    q: sg.Tensor["T H c"], a: sg.Tensor["S 1 c"], b: sg.Tensor["S 1 c"], x: sg.Tensor["T 1 e"],
+    y: sg.Tensor["S 1 e"], *, d_v=128, topk=150,
+):  # fmt: skip
+    i, j = sg.index(q, a)
+    sel = sg.select(sg.reduce(sg.score(x, y), "sum", by=(i, j)), topk=topk)
+    # Lists of both sources lie on either side of what every query sees of one of them.
+    where = [(j <= i) & (sel[i, j] | (i - j < 3)), (j <= i) & sel[i, j]]
+    o = sg.attend(q, [a, b], [a[..., :d_v], b[..., :d_v]], where=where)
+    return o, o.lse
+
+
 _PROJECTED = {"n": 16, "r": 64, "c": 128, "v": 16}
 _JOINED = {"c": 128, "r": 64, "e": 8}
 _FEW_KEYS = [(1, 130), (2, 3)]
+_LONGER = [*LENGTHS, (3, 410)]
 CASES: dict[str, Callable[[], Case]] = {
     **{
         f"range {heads} {layout}": partial(_of, causal, {"H": heads, "c": 192}, layout)
@@ -129,6 +143,30 @@ CASES: dict[str, Callable[[], Case]] = {
     **{
         f"blocks beside a window {heads}": partial(
             _of, blocks, {"H": heads, "c": 192, "e": 8}, "ragged"
+        )
+        for heads in (16, 40)
+    },
+    **{
+        f"entries and a window {heads} {layout}": partial(
+            _of, "v4_hca", {"H": heads, "c": 128}, layout, _LONGER, page=8, dtype=dtype, m=4, W=70
+        )
+        for heads, layout, dtype in (
+            (16, "paged", torch.float16), (40, "paged", torch.bfloat16),
+            (40, "ragged", torch.bfloat16), (8, "ragged", torch.float16),
+        )
+    },
+    **{
+        f"listed entries and a window {heads} {layout}": partial(
+            _of, "v4_csa", {"H": heads, "c": 128, "Hi": 2, "e": 8, "slots": 8}, layout, _LONGER,
+            page=8, topk=topk, W=20,
+        )
+        for heads, layout, topk in (
+            (16, "paged", 70), (40, "paged", 10), (72, "ragged", 70), (5, "ragged", 10)
+        )
+    },
+    **{
+        f"lists of two sources {heads}": partial(
+            _of, beside, {"H": heads, "c": 192, "e": 8}, "paged", page=16
         )
         for heads in (16, 40)
     },

@@ -20,8 +20,9 @@ _COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::b
 
 def boxed(task: AttendTask) -> bool:
     """Tell whether 64 keys from a multiple of 64 on lie side by side: a range, not small pages."""
-    (source,) = task.sources
-    if len(source.clauses) > 1 or source.clauses[0].keys is not None:
+    source = task.sources[0]
+    clauses = [c for s in task.sources for c in s.clauses]
+    if len(clauses) > 1 or clauses[0].keys is not None:
         return False
     return not source.k.rows.paged or source.k.rows.page % ROWS == 0
 
@@ -78,7 +79,7 @@ class Boxes:
             with T.Then():
                 ready.arrive_expecting(len(tiles) * TILE * 2)
                 for order, tile in enumerate(tiles):
-                    buffer, start = gather.column(gather.source.k, tile)
+                    buffer, start = gather.column(gather.task.sources[0].k, tile)
                     to = target.ptr_to([place + order * TILE])
                     box = T.address_of(self.maps[buffer.name])
                     ptx(_COPY, to, box, start, row, ready.pointer)

@@ -23,6 +23,7 @@ from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
 from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.gather import Gather
+from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.listed import Cut
 from sparsegen.codegen.gpu.listed_compute import NEVER
 from sparsegen.codegen.gpu.mma import ptx
@@ -77,18 +78,16 @@ class FewKernel:
     ) -> None:
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
         self.ring = ring
-        (self.source,) = task.sources
         self.heads = rounded_heads(task)
         self.tiles = task.q.dim // 64
-        self.dim = self.source.v.dim
+        self.dim = task.sources[0].v.dim
         self.rate = task.scale * LOG2E
 
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
-        T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
-        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+        with device(), T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
@@ -160,7 +159,7 @@ class FewKernel:
         slots = place.slots
         last = slots.last(self.thread, self.lane, self.warp, self.last, SCAN)
         chunks = T.bind(maximum((last + (KEYS - 1)) // KEYS, const(1, "int32")))
-        rows = Rows(slots, self.source, gather.first, KEYS // STEP)
+        rows = Rows(slots, gather.first, KEYS // STEP)
         rows.fetch(const(0, "int32"))
         rows.resolve(const(0, "int32"))
         chunk = cell("int32", const(0, "int32"))
@@ -185,8 +184,13 @@ class FewKernel:
             turn = self.at.after(n)
             self.free[turn.slot].wait(turn.round - 1)
             tiles = range(n * part, (n + 1) * part)
-            for r in range(KEYS // STEP):
-                gather.copy_keys(rows, r, r, tiles, self.keys, self.tile_of(turn.slot))
+
+            def copy(which: int, tiles: range = tiles, slot: Value = turn.slot) -> None:
+                source, place = self.task.sources[which], self.tile_of(slot)
+                for r in range(KEYS // STEP):
+                    gather.copy_keys(source, rows, r, r, tiles, self.keys, place)
+
+            rows.each_source(0, copy)
             # Copies end in the order in which a thread starts them. So slots become ready in order,
             # and a computing group that skips chunks of the other never waits two rounds ahead.
             self.ready[turn.slot].arrive_after_copies()

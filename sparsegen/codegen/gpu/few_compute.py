@@ -271,7 +271,9 @@ class Computing:
             if task.sink is not None:
                 near = minimum(head, const(task.q.heads - 1, "int32"))
                 flat = kernel.arguments[task.sink].flat
-                sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
+                # Else addresses that all tokens share wait in registers.
+                at = cast(wgmma.opaque(cast(near, "uint64")), "int64")
+                sink = load_f32(flat, task.sink.dtype, at)
                 whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
             factor = T.exp2(load(self.peak, e) - peak) / whole
             store(self.shrink, select(equal(total, zero), zero, factor), e)

@@ -24,11 +24,17 @@ from sparsegen.codegen.tvm import (
     select,
     store,
 )
-from sparsegen.lowering.tasks import AttendTask, Buffer, Operand
+from sparsegen.lowering.tasks import AttendTask, Buffer, KeySource, Operand, Part
 
 _KEEP = 0x14F0000000000000  # L2: evict last
 _COPY = "cp.async.cg.shared.global"
 _AHEAD = ".L2::128B"  # 256 would read beyond most rows
+
+
+def readable(part: Part, dtype: str) -> bool:
+    """Tell whether pieces of 16 bytes of a part can be copied from where it lies."""
+    whole = part.start % 8 == 0 and part.buffer.shape[-1] % 8 == 0
+    return whole and part.fn is None and part.buffer.dtype == dtype
 
 
 @dataclass(frozen=True)
@@ -47,10 +53,7 @@ class Gather:
 
     def __init__(self, task: AttendTask, arguments: Arguments, thread: Value) -> None:
         self.task, self.arguments, self.thread = task, arguments, thread
-        (self.source,) = task.sources
         self.piece, self.first = T.bind(thread % 8), T.bind(thread // 8)
-        # Lists of neighbouring tokens name the same keys, ranges of decoding are read once.
-        self.keep = any(c.keys is not None for c in self.source.clauses)
 
     def place(self, token: Value) -> Place:
         """Find a token (int32)."""
@@ -59,7 +62,7 @@ class Gather:
         sequence = Sequence.at(arguments, number)
         i = T.bind(sequence.q_off + (token - cast(sequence.q_start, "int32")))
         view = ThreadView(self.task, arguments, sequence, i, const(1, "int32"))
-        return Place(token, Slots(view, self.source, i))
+        return Place(token, Slots(view, self.task.sources, i))
 
     def column(self, operand: Operand, tile: int) -> tuple[Buffer, int]:
         """Return the buffer of a tile of 64 columns of an operand, and the first column in it."""
@@ -71,25 +74,29 @@ class Gather:
         raise AssertionError(tile)
 
     def copy_keys(
-        self, rows: Rows, n: int, row: int, tiles: Iterable[int], target: Memory, place: Value
-    ) -> None:
+        self, source: KeySource, rows: Rows, n: int, row: int, tiles: Iterable[int],
+        target: Memory, place: Value,
+    ) -> None:  # fmt: skip
         """Start to copy row n of this thread, of some tiles, into row `row` of a chunk.
 
         Args:
+            source: that of the row.
             place: element of `target` at which the first of these tiles begins.
         """
+        # Lists of neighbouring tokens name the same keys, ranges of decoding are read once.
+        keep = any(c.keys is not None for c in source.clauses)
         at = wgmma.swizzled(self.first, self.piece) + row * STEP * 64
         size = T.bind(select(rows.exists(n), const(16, "uint32"), const(0, "uint32")))
         for order, tile in enumerate(tiles):
-            buffer, start = self.column(self.source.k, tile)
-            base = load(rows.rows, n) * buffer.shape[-1] + start
-            source = self.arguments[buffer].flat.ptr_to([base + cast(self.piece * 8, "int64")])
+            buffer, start = self.column(source.k, tile)
+            base = cast(load(rows.rows, n), "int64") * buffer.shape[-1] + start
+            read = self.arguments[buffer].flat.ptr_to([base + cast(self.piece * 8, "int64")])
             to = target.ptr_to([at + place + order * TILE])
-            if self.keep:
+            if keep:
                 hinted = f"{_COPY}.L2::cache_hint{_AHEAD}"
-                ptx(hinted, to, source, 16, size, const(_KEEP, "uint64"))
+                ptx(hinted, to, read, 16, size, const(_KEEP, "uint64"))
             else:
-                ptx(f"{_COPY}{_AHEAD}", to, source, 16, size)
+                ptx(f"{_COPY}{_AHEAD}", to, read, 16, size)
 
     def copy_queries(self, token: Value, head: Value, target: Memory, count: int) -> None:
         """Copy `count` heads from `head` on into tiles of `count` rows; heads beyond are zeros."""

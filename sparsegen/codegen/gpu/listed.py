@@ -22,6 +22,7 @@ from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.boxes import Boxes
 from sparsegen.codegen.gpu.gather import Gather
+from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
@@ -58,9 +59,8 @@ class ListedKernel:
 
     def __init__(self, task: AttendTask, cut: Cut, dtype: str, arguments: Arguments) -> None:
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
-        (self.source,) = task.sources
         self.tiles = task.q.dim // 64
-        self.dim = self.source.v.dim
+        self.dim = task.sources[0].v.dim
         self.half = self.dim // 2  # columns of the values of a computing group
         self.left = range(self.half // 64)
         self.right = range(self.half // 64, self.tiles)
@@ -71,9 +71,8 @@ class ListedKernel:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
         self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
-        T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
-        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+        with device(), T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
@@ -146,7 +145,7 @@ class ListedKernel:
         slots = place.slots
         last = slots.last(self.thread, self.lane, self.warp, self.last, SCAN)
         pairs = T.bind(maximum((last + (keys - 1)) // keys, const(1, "int32")))
-        rows = Rows(slots, self.source, gather.first, keys // STEP)
+        rows = Rows(slots, gather.first, keys // STEP)
         rows.fetch(const(0, "int32"))
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the tile before when they free its queries.
@@ -204,8 +203,12 @@ class ListedKernel:
         place = const(tiles[0] * TILE, "int32")
 
         def by_rows() -> None:
+            rows.each_source(buffer, copy)
+
+        def copy(which: int) -> None:
+            source, target = self.task.sources[which], self.keys[buffer]
             for n in range(ROWS // STEP):
-                gather.copy_keys(rows, 4 * buffer + n, n, tiles, self.keys[buffer], place)
+                gather.copy_keys(source, rows, 4 * buffer + n, n, tiles, target, place)
 
         if self.boxes is None:
             by_rows()

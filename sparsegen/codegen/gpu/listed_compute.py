@@ -165,7 +165,9 @@ class Computing:
             if task.sink is not None:
                 near = minimum(h, const(task.q.heads - 1, "int32"))
                 flat = kernel.arguments[task.sink].flat
-                sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
+                # Else an address that all tiles share waits in registers, of which none is left.
+                at = cast(wgmma.opaque(cast(near, "uint64")), "int64")
+                sink = load_f32(flat, task.sink.dtype, at)
                 whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
             inverse = const(1.0, "float32") / whole
             store(self.shrink, select(equal(total, zero), zero, inverse), half)
