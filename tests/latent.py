@@ -62,10 +62,11 @@ def blocks(
     return sg.attend(q, kv, kv[..., :128], where=where)
 
 
-def _of(
+def case_of(
     pattern: Any, sizes: dict[str, int], layout: str, lengths: Any = LENGTHS, *, page: int = 16,
     dtype: torch.dtype = torch.bfloat16, boxes: bool | None = None, **hyper: Any,
 ) -> Case:  # fmt: skip
+    """Return a call of a pattern for sequences of (queries, keys)."""
     config = Config("", {"T": 1, "S": 1, **sizes}, hyper)
     case = batch(pattern, config, layout, lengths, page=page, dtype=dtype)
     if boxes is None:
@@ -77,7 +78,7 @@ def _of(
 def _poisoned(heads: int, value: float) -> Case:
     """Return a case in which one key is not finite."""
     lengths = [(2, 90), (1, 70)]
-    case = _of(causal, {"H": heads, "c": 192}, "ragged", lengths)
+    case = case_of(causal, {"H": heads, "c": 192}, "ragged", lengths)
     case.inputs["kv"][80] = value
     want, rows, keys = [], 0, 0
     for t, s in lengths:
@@ -108,47 +109,48 @@ _FEW_KEYS = [(1, 130), (2, 3)]
 _LONGER = [*LENGTHS, (3, 410)]
 CASES: dict[str, Callable[[], Case]] = {
     **{
-        f"range {heads} {layout}": partial(_of, causal, {"H": heads, "c": 192}, layout)
+        f"range {heads} {layout}": partial(case_of, causal, {"H": heads, "c": 192}, layout)
         for heads, layout in ((5, "ragged"), (24, "paged"), (40, "ragged"), (40, "paged"))
     },
     **{
         f"width {h} {c} {v}": partial(
-            _of, causal, {"H": h, "c": c}, "paged", _FEW_KEYS, page=64, d_v=v
+            case_of, causal, {"H": h, "c": c}, "paged", _FEW_KEYS, page=64, d_v=v
         )
         for h, c, v in ((9, 576, 512), (128, 576, 512), (33, 256, 256), (8, 512, 512))
     },
     **{
         f"more tokens than blocks {heads}": partial(
-            _of, causal, {"H": heads, "c": 192}, "ragged", [(280, 290), (1, 7)],
+            case_of, causal, {"H": heads, "c": 192}, "ragged", [(280, 290), (1, 7)],
             dtype=torch.float16,
         )
         for heads in (3, 65)
     },
     **{
         f"ranges and a sink {heads} {layout}": partial(
-            _of, window, {"H": heads, "c": 128}, layout, page=4
+            case_of, window, {"H": heads, "c": 128}, layout, page=4
         )
         for heads, layout in ((16, "paged"), (40, "ragged"))
     },
     **{
         f"list, joined, a sink {heads} {layout}": partial(
-            _of, joined, {"H": heads, **_JOINED}, layout, page=8, dtype=torch.float16
+            case_of, joined, {"H": heads, **_JOINED}, layout, page=8, dtype=torch.float16
         )
         for heads, layout in ((16, "paged"), (16, "ragged"), (40, "paged"))
     },
     **{
-        f"projected {heads}": partial(_of, "mla_decode", {"H": heads, **_PROJECTED}, "paged")
+        f"projected {heads}": partial(case_of, "mla_decode", {"H": heads, **_PROJECTED}, "paged")
         for heads in (16, 40)
     },
     **{
         f"blocks beside a window {heads}": partial(
-            _of, blocks, {"H": heads, "c": 192, "e": 8}, "ragged"
+            case_of, blocks, {"H": heads, "c": 192, "e": 8}, "ragged"
         )
         for heads in (16, 40)
     },
     **{
         f"entries and a window {heads} {layout}": partial(
-            _of, "v4_hca", {"H": heads, "c": 128}, layout, _LONGER, page=8, dtype=dtype, m=4, W=70
+            case_of, "v4_hca", {"H": heads, "c": 128}, layout, _LONGER,
+            page=8, dtype=dtype, m=4, W=70,
         )
         for heads, layout, dtype in (
             (16, "paged", torch.float16), (40, "paged", torch.bfloat16),
@@ -157,7 +159,7 @@ CASES: dict[str, Callable[[], Case]] = {
     },
     **{
         f"listed entries and a window {heads} {layout}": partial(
-            _of, "v4_csa", {"H": heads, "c": 128, "Hi": 2, "e": 8, "slots": 8}, layout, _LONGER,
+            case_of, "v4_csa", {"H": heads, "c": 128, "Hi": 2, "e": 8, "slots": 8}, layout, _LONGER,
             page=8, topk=topk, W=20,
         )
         for heads, layout, topk in (
@@ -166,13 +168,13 @@ CASES: dict[str, Callable[[], Case]] = {
     },
     **{
         f"lists of two sources {heads}": partial(
-            _of, beside, {"H": heads, "c": 192, "e": 8}, "paged", page=16
+            case_of, beside, {"H": heads, "c": 192, "e": 8}, "paged", page=16
         )
         for heads in (16, 40)
     },
     **{
         f"boxes {boxes} {layout}": partial(
-            _of, "mla_decode", {"H": 70, **_PROJECTED}, layout, [*LENGTHS, (140, 150), (0, 0)],
+            case_of, "mla_decode", {"H": 70, **_PROJECTED}, layout, [*LENGTHS, (140, 150), (0, 0)],
             page=64, boxes=boxes,
         )
         for boxes, layout in ((True, "ragged"), (True, "paged"), (False, "paged"))

@@ -55,9 +55,11 @@ class _Stretch:
 
 
 class Slots:
-    """The keys of one token at position `i`; `count` slots (int32), some of which hold none."""
+    """The keys of a query head at position `i`; `count` slots (int32), some of which hold none."""
 
-    def __init__(self, view: ThreadView, sources: tuple[KeySource, ...], i: Value) -> None:
+    def __init__(
+        self, view: ThreadView, sources: tuple[KeySource, ...], i: Value, head: Value
+    ) -> None:
         self.view, self.sources, self.i = view, sources, i
         lengths = [T.bind(view.sequence.count(s.k.rows)) for s in sources]
         none = const(0, "int32")
@@ -71,7 +73,7 @@ class Slots:
             if clause.keys is None:
                 size = T.bind(maximum(bounds.hi - bounds.lo, none))
             else:
-                found = view.list_of(clause.keys.member, i, none)
+                found = view.list_of(clause.keys.member, i, head)
                 size = T.bind(found.width * clause.keys.granule)
             if self.stretches and self.stretches[-1].source != n:
                 self.count = T.bind((self.count + (CHUNK - 1)) // CHUNK * CHUNK)
