@@ -111,13 +111,21 @@ def test_refuses_with_a_reason() -> None:
     assert "hidden from some heads" in reason(of(per_head, one))
     assert "scores are modified" in reason(of(capped, one))
     assert "shared memory" in reason(of(dense, {**sizes, "H": 128, "c": 640}))
-    two = of(patterns.load("v4_csa"), dict(_letters("v4_csa")))
-    assert "2 sources" in reason(two)
+    assert "64 elements" in reason(of(patterns.load("v4_hca"), _letters("v4_hca", c=520)))
 
 
-def _letters(name: str) -> Any:
+def _letters(name: str, **others: int) -> dict[str, int]:
     sizes = patterns.configs(name)[0].sizes
-    return ((n, x) for n, x in sizes.items() if n not in "TS")
+    return {**{n: x for n, x in sizes.items() if n not in "TS"}, **others}
+
+
+@pytest.mark.parametrize("name", ["v4_csa", "v4_hca"])
+@pytest.mark.parametrize("heads", [8, 16, 64, 128])
+def test_takes_entries_beside_a_window(name: str, heads: int, tmp_path: Path) -> None:
+    found = of(patterns.load(name), _letters(name, H=heads))
+    assert attend_sm90.accepts(found, ARCH) is None
+    _, said = built(found, tmp_path)
+    assert said.count("0 bytes spill stores, 0 bytes spill loads") == 2
 
 
 def test_registers_of_the_groups_fit_a_block() -> None:
