@@ -11,29 +11,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
-from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
+from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import (
     CLAUSE_BIT,
-    FACTS,
     MASKED,
-    ROWS,
     SKIP,
     SURE,
     entry_words,
     group_words,
     member_words,
 )
+from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, tell
 from sparsegen.codegen.gpu.tiled_weights import uniform
 from sparsegen.codegen.gpu.tma import COLUMNS, Source
-from sparsegen.codegen.gpu.union import list_at
 from sparsegen.codegen.tvm import (
     Memory,
     T,
@@ -52,18 +49,6 @@ from sparsegen.lowering.tasks import Clause, KeySource, Rows
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
-
-
-@dataclass(frozen=True)
-class _Item:
-    """An item: what its warp groups see of each clause, and where its united list is."""
-
-    sequence: Sequence
-    head: Value
-    hulls: list[list[Bounds]]  # by warp group, by clause
-    present: list[Value]
-    blocks: Value | None  # of the united list
-    united: Value | None  # where it starts
 
 
 class Feed:
@@ -136,11 +121,9 @@ class Feed:
         group = T.bind(number // kernel.tiles)
         sequence, first = find_tile(kernel.arguments, cut.all_tokens, tile)
         with T.If(first < sequence.n_q), T.Then():
-            head = T.bind(cast(group, "int32") * cut.heads)
-            item = self._look(sequence, first, head, tile, group)
-            entry = T.bind(cast((group * kernel.tiles + tile) * cut.groups, "int32"))
+            item = look(kernel, sequence, first, tile, group)
             self.early = self._early
-            begin = partial(self._begin, item, first, entry)
+            begin = partial(self._begin, item)
             if not self.early:
                 begin()
             put(self.sent, const(0, "int32"))
@@ -163,63 +146,18 @@ class Feed:
         """
         return self.cut.stages - 1 if self.cut.queries == 1 else 0
 
-    def _begin(self, item: _Item, first: Value, entry: Value) -> None:
+    def _begin(self, item: Item) -> None:
         """Tell the groups about an item, and load its queries."""
         self._wait(self.kernel.item_free, self.item_at)
         with self._one_lane():
-            self._tell(item, first, entry)
-            self._load_queries(item, first)
+            tell(self.kernel, item, self._base(), self._chunks(item))
+            load_queries(self.kernel, item, self.queries, self.item_at.stage)
         self.item_at.advance()
         put(self.turn, get(self.turn) + 1)
 
-    def _look(
-        self, sequence: Sequence, first: Value, head: Value, tile: Value, group: Value
-    ) -> _Item:
-        kernel, cut = self.kernel, self.cut
-        hulls, presents = [], []
-        none = const(0, "int32")
-        for g in range(cut.groups):
-            view, present = kernel.group_view(sequence, first, g)
-            some = T.bind(present > 0)
-            mine = []
-            for source, clause in kernel.clauses:
-                length = T.bind(sequence.count(source.k.rows))
-                last = T.bind(view.i_min + view.present - 1)
-                found = view._hull(clause, length, view.i_min, last)
-                ends = [T.bind(select(some, e, none)) for e in (found.lo, found.hi)]
-                mine.append(Bounds(ends[0], ends[1], found.sure_lo, found.sure_hi))
-            hulls.append(mine)
-            presents.append(present)
-        if kernel.united is None:
-            return _Item(sequence, head, hulls, presents, None, None)
-        at = list_at(kernel, tile, group)
-        return _Item(sequence, head, hulls, presents, pin(load(kernel.united.flat, at)), at)
-
-    def _tell(self, item: _Item, first: Value, entry: Value) -> None:
-        """Write what the groups need to know about an item."""
-        kernel, base, sequence = self.kernel, self._base(), item.sequence
-        twice = const(0, "int32")
-        if kernel.united is not None:
-            assert item.united is not None
-            twice = load(kernel.united.flat, item.united + 1)
-        values = {
-            "there": const(1, "int32"), "chunks": self._chunks(item), "head": item.head,
-            "first": first, "entry": entry, "twice": twice,
-            "number": cast(sequence.number, "int32"),
-            "q_start": cast(sequence.q_start, "int32"),
-            "k_start": cast(sequence.k_start, "int32"), "n_q": sequence.n_q,
-            "n_k": sequence.n_k, "q_off": sequence.q_off,
-        }  # fmt: skip
-        for n, name in enumerate(FACTS):
-            store(kernel.info, values[name], base + n)
-        for g, mine in enumerate(item.hulls):
-            for n, bounds in enumerate(mine):
-                for k, end in enumerate(bounds.ends):
-                    store(kernel.info, end, kernel.hull_at(base, g, n) + k)
-
     # --- chunks ---------------------------------------------------------------------------------
 
-    def _span(self, item: _Item, n: int) -> tuple[Value, Value]:
+    def _span(self, item: Item, n: int) -> tuple[Value, Value]:
         """Return the first key of the first chunk of a range, and the end of the last."""
         lo, hi = const(2**31 - 1, "int32"), const(0, "int32")
         for mine in item.hulls:
@@ -235,7 +173,7 @@ class Feed:
         assert clause.keys is not None
         return clause.keys.granule // self.cut.block
 
-    def _chunks(self, item: _Item) -> Value:
+    def _chunks(self, item: Item) -> Value:
         total = const(0, "int32")
         for n, (_, clause) in enumerate(self.kernel.clauses):
             if clause.keys is None:
@@ -249,7 +187,7 @@ class Feed:
                 total = total + blocks * self._per_block(clause)
         return T.bind(total)
 
-    def _range(self, item: _Item, n: int, source: KeySource) -> None:
+    def _range(self, item: Item, n: int, source: KeySource) -> None:
         lo, hi = self._span(item, n)
         start = cell("int32", lo)
         with T.While(get(start) < hi):
@@ -257,7 +195,7 @@ class Feed:
             self._chunk(item, n, source, j, None)
             put(start, j + self.cut.keys)
 
-    def _list(self, item: _Item, n: int, source: KeySource, clause: Clause) -> None:
+    def _list(self, item: Item, n: int, source: KeySource, clause: Clause) -> None:
         united, blocks, start_at = self.kernel.united, item.blocks, item.united
         assert united is not None
         assert blocks is not None
@@ -293,9 +231,7 @@ class Feed:
                 start = load(words, 0) * clause.keys.granule + part * self.cut.block
                 self._chunk(item, n, source, T.bind(start), words)
 
-    def _chunk(
-        self, item: _Item, n: int, source: KeySource, j: Value, words: Memory | None
-    ) -> None:
+    def _chunk(self, item: Item, n: int, source: KeySource, j: Value, words: Memory | None) -> None:
         """Send a chunk that starts at key j, or whose block of this lane does.
 
         Args:
@@ -338,7 +274,7 @@ class Feed:
         at.advance()
 
     def _boxes(
-        self, item: _Item, source: KeySource, j: Value, length: int
+        self, item: Item, source: KeySource, j: Value, length: int
     ) -> Callable[[Rows], Value]:
         """Look up where the box of this lane lies, one of several in `length` keys from j on."""
         sequence, near = item.sequence, T.bind(j + self.box * self.cut.box % length)
@@ -379,7 +315,7 @@ class Feed:
         masked = T.bitwise_and(found, const(every, "int32"))
         return T.bind(T.bitwise_and(found, T.bitwise_not(masked * (SURE // MASKED))))
 
-    def _status(self, item: _Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
+    def _status(self, item: Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
         hull = item.hulls[g][n]
         end = j + (self.cut.keys if words is None else self.cut.block)
         wanted = T.And(hull.lo < end, hull.hi > j)
@@ -394,25 +330,6 @@ class Feed:
             wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
         some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
         return T.bind(select(wanted, some, const(SKIP, "int32")))
-
-    def _load_queries(self, item: _Item, first: Value) -> None:
-        kernel, cut, source = self.kernel, self.cut, self.queries
-        size = const(0, "uint32")
-        for present in item.present:
-            size = size + select(present > 0, const(source.bytes, "uint32"), const(0, "uint32"))
-        kernel.item_ready.expect(self.item_at.stage, T.bind(size))
-        barrier = kernel.item_ready.pointer(self.item_at.stage)
-        start = T.bind(cast(item.sequence.q_start, "int32") + first)
-        for g, present in enumerate(item.present):
-            row = start + g * cut.tokens
-            with T.If(present > 0), T.Then():
-                to = (self.item_at.stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
-                source.load(kernel.queries, to, barrier, partial(_always, row), item.head)
-
-
-def _always(row: Value, rows: Rows) -> Value:
-    """Return a row that is known, whatever it is a row of."""
-    return row
 
 
 def _row(sequence: Sequence, j: Value, rows: Rows) -> Value:
