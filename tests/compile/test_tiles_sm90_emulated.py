@@ -123,6 +123,7 @@ KERNELS = [
     (4, 1, 16, 5, Knobs(groups=3, keys=64, stages=2, ahead=False)),
     (16, 1, 32, 3, Knobs(groups=2, keys=64, stages=3, ahead=False)),
     (2, 2, 16, 6, Knobs(groups=2, keys=128, stages=2, ahead=True)),
+    (16, 1, 8, 7, Knobs(groups=3, keys=64, stages=2, ahead=False)),
 ]
 
 
