@@ -77,7 +77,8 @@ CASES: dict[str, Callable[[], Case]] = {
             case_of, own, {"Hq": heads, "Hk": key_heads, "D": d, "E": 128, "e": 8}, layout, LENGTHS
         )
         for heads, key_heads, d, layout in (
-            (12, 3, 192, "ragged"), (20, 1, 64, "paged"), (100, 2, 192, "paged"),
+            (12, 3, 192, "ragged"), (80, 2, 64, "ragged"), (20, 1, 64, "paged"),
+            (100, 2, 192, "paged"),
         )
     },
     **{

@@ -63,8 +63,6 @@ class Computing:
 
     def run(self) -> None:
         """Emit the loop over the tokens."""
-        if self.marks is not None:
-            self.marks.forget()
         self.at = Place(self.kernel.ring)
         self.meetings = cell("int32", const(0, "int32"))
         self.kernel.each_tile(self._tile)
@@ -258,7 +256,6 @@ class Computing:
                 store(self.out, load(self.out, at) + load(kernel.exchange, theirs), at)
             self._meet_other()
         if self.marks is not None:
-            self.marks.forget()
             with T.If(odd), T.Then():
                 self._mark(self.marks, token, first_head, range(first, first + mine))
         self._write(token, first_head, end, range(first, first + mine))

@@ -107,7 +107,7 @@ class ListedKernel:
         self.last = pool.alloc((4,), "int32", align=16)
         self.steps = pool.alloc((1,), "int32", align=16)
         if columns.apart:
-            self.odd, self.seen = (pool.alloc((n,), "int32", align=4) for n in (2, 2 * self.dim))
+            self.odd, self.seen = (pool.alloc((n,), "int32", align=4) for n in (8, 2 * self.dim))
         converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
         self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
         self.query_free = Barrier.allocate(pool, GROUP)

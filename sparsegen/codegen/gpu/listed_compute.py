@@ -65,8 +65,6 @@ class Computing:
 
     def run(self) -> None:
         """Emit the loop over the tiles."""
-        if self.marks is not None:
-            self.marks.forget()
         self.done = cell("int32", const(0, "int32"))
         self.kernel.each_tile(self._tile)
 
@@ -199,8 +197,6 @@ class Computing:
     def _mark(self, marks: Marks, token: Value, head: Value) -> None:
         """Replace sums by what is not finite among the values."""
         with T.If(marks.any(range(self.side, self.side + 1))), T.Then():
-            meet(OUT + self.side, GROUP)
-            marks.forget()
             each = self.half // 64
             marks.find(token, head, range(self.side * each, (self.side + 1) * each))
             for n in range(self.half // 2):
@@ -314,7 +310,8 @@ class Odd(Computing):
             phase = T.bind(before + get(pair))
             wgmma.begin()
             self._add_scores(1, phase, clear=True)
-            self._add_scores(0, phase, clear=False)
+            # Keys of 64 columns have no right ones.
+            self._add_scores(0, phase, clear=not kernel.halves[1][0])
             wgmma.commit()
             wgmma.wait(0)
             wgmma.hold(self.scores, 32)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import load_f32
 from sparsegen.codegen.gpu.gather import Gather
+from sparsegen.codegen.gpu.launch import across
 from sparsegen.codegen.gpu.pipeline import GROUP, meet
 from sparsegen.codegen.gpu.slots import CHUNK, page_of, row_of
-from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, select, store
+from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, maximum, select, store
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.few import FewKernel
@@ -27,13 +28,13 @@ INF = math.inf
 
 def marks_bytes(dim: int) -> int:
     """Return the shared memory that marks of values of `dim` elements take."""
-    return 2 * dim * 4 + 2 * 4
+    return (2 * dim + 8) * 4
 
 
 class Marks:
     """The marks of the columns that a computing group writes.
 
-    odd   int32 [2] in shared memory, by group: whether a sum is not finite
+    odd   int32 [8] in shared memory, by warp of both groups: whether a sum is not finite
     seen  int32 [2 * dim] in shared memory: whether a column has inf or NaN; -inf or NaN
     """
 
@@ -42,26 +43,23 @@ class Marks:
         self.odd, self.seen = kernel.odd, kernel.seen
 
     def note(self, sums: Memory, count: int) -> None:
-        """Put down whether one of this thread's sums is not finite; the group meets after it."""
+        """Put down whether one of this warp's sums is not finite; all meet before they ask."""
         odd = cell("int32", const(0, "int32"))
         for n in range(count):
             x = T.bind(load(sums, n))
             finite = T.And(x > const(-INF, "float32"), x < const(INF, "float32"))
             put(odd, select(finite, get(odd), const(1, "int32")))
-        with T.If(get(odd) > 0), T.Then():
-            store(self.odd, const(1, "int32"), self.side)
+        found = across(get(odd), maximum)
+        # By all lanes: ptxas 13.0 serializes products where a branch of some of them is near.
+        store(self.odd, found, self.side * 4 + self.kernel.warp)
 
     def any(self, sides: range) -> Value:
         """Tell whether a sum of the groups is not finite."""
-        found = load(self.odd, sides[0])
-        for side in sides[1:]:
-            found = found + load(self.odd, side)
+        found = const(0, "int32")
+        for side in sides:
+            for warp in range(4):
+                found = found + load(self.odd, 4 * side + warp)
         return T.bind(found > 0)
-
-    def forget(self) -> None:
-        """Prepare for the next tile, after all have asked and met."""
-        with T.If(self.kernel.thread < 1), T.Then():
-            store(self.odd, const(0, "int32"), self.side)
 
     def find(self, token: Value, head: Value, tiles: range) -> None:
         """Look at the values that a head sees, of tiles of 64 columns."""
