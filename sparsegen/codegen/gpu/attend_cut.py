@@ -65,6 +65,12 @@ def converts(task: AttendTask) -> bool:
     return any(p.fn is not None or p.buffer.dtype != dtype for p in parts)
 
 
+def listed(task: AttendTask) -> bool:
+    """Tell whether lists name keys one by one, so that those of a chunk lie anywhere."""
+    keys = [c.keys for s in task.sources for c in s.clauses]
+    return any(k is not None and k.granule == 1 for k in keys)
+
+
 def inner(task: AttendTask) -> list[int] | None:
     """Return where in the keys of each source its values are; None unless all lie there."""
     columns = [inside(s.v, s.k) for s in task.sources]
