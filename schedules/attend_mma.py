@@ -50,8 +50,8 @@ class Knobs:
 
 
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
-CONVERTED = 16  # of these, where keys or values are converted
-LISTED = 32  # of these, where lists name keys one by one, whose positions masks compare
+# Of these, what is not left where keys or values are converted, or where lists name the keys.
+CONVERTED, LISTED = 16, 32
 _BARRIERS = 15
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 # The best on an H100 first, of those that fit.
@@ -182,7 +182,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
     if shape.threads > 1024:
         return f"{shape.threads} threads of a block"
-    sums, most = registers(task, shape), SUMS - CONVERTED * converts(task) - LISTED * listed(task)
+    sums = registers(task, shape)
+    most = SUMS - max(CONVERTED * converts(task), LISTED * listed(task))
     if sums > most:
         return f"{sums} registers of a thread for scores and sums, of {most}"
     if sums * shape.threads > 48 << 10:

@@ -66,9 +66,8 @@ def converts(task: AttendTask) -> bool:
 
 
 def listed(task: AttendTask) -> bool:
-    """Tell whether lists name keys one by one, so that those of a chunk lie anywhere."""
-    keys = [c.keys for s in task.sources for c in s.clauses]
-    return any(k is not None and k.granule == 1 for k in keys)
+    """Tell whether lists name keys, so that a thread looks up where each of a chunk is."""
+    return any(c.keys is not None for s in task.sources for c in s.clauses)
 
 
 def inner(task: AttendTask) -> list[int] | None:

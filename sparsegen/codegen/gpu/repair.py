@@ -31,9 +31,15 @@ def repair_shape(task: AttendTask, shared: int) -> Shape:
 
 
 def repair(kernel: TiledKernel) -> None:
-    """Emit the blocks that take what was put down; the launch is entered."""
+    """Emit the blocks that take what was put down; the device is entered."""
+    shape = repair_shape(kernel.asked, kernel.shared)
+    # There is a block per multiprocessor: the compiler need not spare registers for more.
+    with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+        _repair(kernel, shape)
+
+
+def _repair(kernel: TiledKernel, shape: Shape) -> None:
     cut, task = kernel.cut, kernel.asked
-    shape = repair_shape(task, kernel.shared)
     place = launch(const(cut.blocks, "int64"), shape.threads, entered=True)
     slow = AttendKernel(task, shape, kernel.arguments)
     count = T.bind(load(kernel.state, 1))
