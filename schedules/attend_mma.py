@@ -13,6 +13,7 @@ from sparsegen.codegen.gpu.attend_cut import (
     Shape,
     converts,
     dtype_of,
+    listed,
     registers,
     shape_of,
     shared_bytes,
@@ -49,7 +50,8 @@ class Knobs:
 
 
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
-CONVERTED = 16  # of these, where keys or values are converted
+# Of these, what is not left where keys or values are converted, or where lists name the keys.
+CONVERTED, LISTED = 16, 32
 _BARRIERS = 15
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 # The best on an H100 first, of those that fit.
@@ -180,7 +182,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
     if shape.threads > 1024:
         return f"{shape.threads} threads of a block"
-    sums, most = registers(task, shape), SUMS - CONVERTED * converts(task)
+    sums = registers(task, shape)
+    most = SUMS - max(CONVERTED * converts(task), LISTED * listed(task))
     if sums > most:
         return f"{sums} registers of a thread for scores and sums, of {most}"
     if sums * shape.threads > 48 << 10:

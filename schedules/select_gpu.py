@@ -10,7 +10,7 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.select_task import Facts, granule, is_slash
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.score import Shape
-from sparsegen.codegen.gpu.select import SelectKernel, memory_of, shared_bytes
+from sparsegen.codegen.gpu.select import RESIDENT, SelectKernel, memory_of, shared_bytes
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import BlockOf, Expr
 from sparsegen.lowering.space import Rejected
@@ -46,8 +46,8 @@ def accepts(task: SelectTask, arch: Arch) -> str | None:
 
 def default(task: SelectTask, arch: Arch) -> Knobs:
     """Return the largest tile and chunk that leave room for a second block."""
-    blocks = 2 * (arch.cores or 132)
-    for share in (2, 1):
+    blocks = RESIDENT * (arch.cores or 132)
+    for share in (RESIDENT, 1):
         for rows in (64, 32, 16):
             for keys in (128, 64):
                 knobs = Knobs(rows, keys, blocks)

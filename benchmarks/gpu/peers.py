@@ -1,4 +1,8 @@
-"""Call other people's kernels on a problem, where they can be imported."""
+"""Call other people's kernels on a problem, where they can be imported.
+
+As of FlashMLA 9241ae3, fla-core 0.6.0 (with einops and packaging), and the Triton kernels of
+XunhaoLai/native-sparse-attention-triton 9bea856 (with einops).
+"""
 
 from __future__ import annotations
 
@@ -33,7 +37,7 @@ def peers(problem: Problem) -> Iterator[tuple[str, Callable[[], Peer]]]:
         case "blocks":
             yield "native-sparse-attention", lambda: _nsa_selected(problem)
             yield "fla", lambda: _fla_selected(problem)
-        case "entries" if not shape.pooled:
+        case "entries":
             yield "native-sparse-attention", lambda: _nsa_compressed(problem)
         case "window":
             yield "FlexAttention", lambda: _flex_window(problem)
@@ -107,13 +111,15 @@ def _sdpa(p: Problem, backend: SDPBackend) -> Peer:
 
 
 def _nsa_selected(p: Problem) -> Peer:
-    from native_sparse_attention.ops import (  # type: ignore[import-not-found]
-        topk_sparse_attention,
+    from native_sparse_attention.ops.triton.topk_sparse_attention import (  # type: ignore[import-not-found]
+        TopkSparseAttention,
     )
 
     assert p.list is not None
     index = p.list.transpose(0, 1).contiguous()
-    return lambda: topk_sparse_attention(p.q, p.k, p.v, index, p.shape.block, p.cu_q), _same
+    # Its public function has the host wait for the longest length in every call.
+    arguments = (index, p.shape.block, p.cu_q, p.cu_k, p.rows, len(p.k), p.shape.scale)
+    return lambda: TopkSparseAttention.apply(p.q, p.k, p.v, *arguments), _same
 
 
 def _nsa_compressed(p: Problem) -> Peer:
@@ -121,9 +127,10 @@ def _nsa_compressed(p: Problem) -> Peer:
         CompressedAttention,
     )
 
-    shape = p.shape
-    arguments = (shape.width, shape.stride, p.cu_q, p.cu_k, p.rows, len(p.k), shape.scale)
-    return lambda: CompressedAttention.apply(p.q, p.k, p.v, *arguments), lambda x: x[0]
+    shape, (place,) = p.shape, p.places
+    k, v, cu_k = p.k[place], p.v[place], p.cu_k.new_tensor([0, len(place)])
+    arguments = (shape.width, shape.stride, p.cu_q, cu_k, p.rows, len(place), shape.scale)
+    return lambda: CompressedAttention.apply(p.q, k, v, *arguments), lambda x: x[0]
 
 
 def _fla_selected(p: Problem) -> Peer:

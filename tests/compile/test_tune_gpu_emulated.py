@@ -1,24 +1,20 @@
 """A search over GPU kernels that crash, hang, lie or cannot be built, emulated on the CPU."""
 
-import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import sparsegen as sg
 from sparsegen import api, arch
-from sparsegen.runtime import catalog
 from sparsegen.tuning import database, isolated, process, records, search
 from sparsegen.tuning.machine import Machine
 from sparsegen.tuning.result import TaskResult
-from sparsegen.tuning.space import Measured, Rejected
 from sparsegen.tuning.sweep import Entry, sweep
+from tests import faults
+from tests.faults import projected
 
 ROOT = Path(__file__).parents[2]
-FAKES = ROOT / "tests" / "gpu" / "faulty_schedules"
 SIZES = {"T": 96, "S": 96, "H": 2, "c": 16, "v": 8}
 MACHINE = Machine(arch=arch.get("sm_80"), device="Emulated", builders=2, compiler="emulator")
 BOOT = f"""
@@ -30,18 +26,6 @@ from sparsegen.tuning import worker
 """
 
 
-@sg.pattern
-def projected(
-    q: sg.Tensor["T H c"],
-    k: sg.Tensor["S H c"],
-    v: sg.Tensor["S H c"],
-    w: sg.Tensor["H c v"],
-):
-    """Attend, then project."""
-    i, j = sg.index(q, k)
-    return sg.project(sg.attend(q, k, v, where=j <= i), w)
-
-
 @pytest.fixture(autouse=True)
 def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SPARSEGEN_CACHE_DIR", str(tmp_path / "cache"))
@@ -51,47 +35,14 @@ def emulated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(search, "machine_of", lambda _: MACHINE)
 
 
-@pytest.fixture
-def faulty() -> Iterator[None]:
-    catalog.register_path(FAKES)
-    yield
-    catalog.unregister_path(FAKES)
-
-
-@pytest.mark.usefixtures("faulty")
+@faults.registered()
 def test_the_search_survives_every_fault() -> None:
-    result = sg.tune(
-        projected, "sm_80", sizes=SIZES, dtype="bfloat16", budget=200, strategy="exhaustive",
-        tasks=["project_1"],
-    )  # fmt: skip
-    (task,) = result.tasks
-    found = records.read(database.user_file())
-    fakes = [r for r in found if r.what == "candidate" and r.candidate.schedule[-6:] == "faulty"]
-    why = {dict(r.candidate.knobs)["fault"]: r.outcome for r in fakes}
-    stages = {k: r.stage for k, r in why.items() if isinstance(r, Rejected)}
-    assert stages == {
-        "build": "build", "far": "check", "bounds": "check", "hang": "check", "wrong": "check",
-    }  # fmt: skip
-    assert "SIGSEGV" in why["far"].why
-    assert "written out of bounds" in why["bounds"].why
-    assert "did not finish within" in why["hang"].why
-    assert "output 0 is wrong at" in why["wrong"].why
-    assert task.excluded["more than 16 repeats never help"] == 1
+    result, found = faults.survive("sm_80", SIZES, crash="SIGSEGV")
 
-    chosen = dict(task.candidate.knobs)
-    assert (chosen.get("fault", ""), chosen.get("repeats", 1)) == ("", 1)
-    assert task.choice is not None
-    assert task.choice.speedup > 2
-
-    # The record says which GPU it is of, and holds sustained and burst samples with their calls.
-    (choice,) = (r for r in found if r.what == "choice")
+    # The record says which GPU it is of.
+    choice = faults.choice_of(found)
     assert (choice.key.device, choice.key.arch) == ("Emulated", "sm_80")
     assert choice.key.toolchain.endswith(", emulator")
-    final = choice.outcome
-    assert isinstance(final, Measured)
-    assert len(final.burst) == len(final.anchor_burst) == 3
-    assert len(final.calls) == len(final.samples) == len(final.anchor_calls)
-    assert all(len(calls) >= 6 for calls in final.calls)
 
     # It counts on that GPU, and on no other.
     plan = api.request_of(projected, "sm_80", dtype="bfloat16").plan({"H": 2, "c": 16, "v": 8})
@@ -101,12 +52,10 @@ def test_the_search_survives_every_fault() -> None:
         assert (None if got is None else got.schedule) == want
 
     # What is in quarantine repeats the failure.
-    files = list((database.user_file().parent / "quarantine").glob("*.json"))
-    assert len(files) == 5
-    wrong = next(f for f in files if json.loads(f.read_text())["knobs"]["fault"] == "wrong")
+    wrong = faults.quarantined()["wrong"]
     again = BOOT + f"from pathlib import Path\nsys.exit(worker.repeat(Path({str(wrong)!r})))"
     done = subprocess.run([sys.executable, "-c", again], capture_output=True, text=True, check=True)
-    assert "output 0 is wrong at" in done.stdout
+    assert faults.FAULTS["wrong"][1] in done.stdout
 
 
 def entry(queries: int, **sizes: int) -> Entry:

@@ -65,6 +65,11 @@ def converts(task: AttendTask) -> bool:
     return any(p.fn is not None or p.buffer.dtype != dtype for p in parts)
 
 
+def listed(task: AttendTask) -> bool:
+    """Tell whether lists name keys, so that a thread looks up where each of a chunk is."""
+    return any(c.keys is not None for s in task.sources for c in s.clauses)
+
+
 def inner(task: AttendTask) -> list[int] | None:
     """Return where in the keys of each source its values are; None unless all lie there."""
     columns = [inside(s.v, s.k) for s in task.sources]

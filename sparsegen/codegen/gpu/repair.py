@@ -23,19 +23,23 @@ if TYPE_CHECKING:
 
 def repair_shape(task: AttendTask, shared: int) -> Shape:
     """Return the cut of the kernel that repairs, which fits `shared` bytes of shared memory."""
-    for keys in (64, 32, 16):
-        found = shape_of(task, 4, 1, 1, 1, keys, 1)
-        if keys % (16 * found.columns) == 0:
-            shape = found
-            if shared_bytes(task, shape) <= shared:
-                break
+    for keys in (32, 16):
+        shape = shape_of(task, 4, 1, 1, 1, keys, 1)
+        if shared_bytes(task, shape) <= shared:
+            break
     return shape
 
 
 def repair(kernel: TiledKernel) -> None:
-    """Emit the blocks that take what was put down; the launch is entered."""
+    """Emit the blocks that take what was put down; the device is entered."""
+    shape = repair_shape(kernel.asked, kernel.shared)
+    # There is a block per multiprocessor: the compiler need not spare registers for more.
+    with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+        _repair(kernel, shape)
+
+
+def _repair(kernel: TiledKernel, shape: Shape) -> None:
     cut, task = kernel.cut, kernel.asked
-    shape = repair_shape(task, kernel.shared)
     place = launch(const(cut.blocks, "int64"), shape.threads, entered=True)
     slow = AttendKernel(task, shape, kernel.arguments)
     count = T.bind(load(kernel.state, 1))

@@ -41,6 +41,8 @@ from sparsegen.codegen.tvm import (
 from sparsegen.ir.expr import BlockOf, Const, Expr, Role, Stop, apply, walk
 from sparsegen.lowering.tasks import Buffer, SelectTask, Stage
 
+RESIDENT = 2  # blocks of a multiprocessor
+
 
 def shared_bytes(task: SelectTask, shape: Shape) -> int:
     """Return the shared memory a block takes, some padding included."""
@@ -103,8 +105,14 @@ class SelectKernel(Selecting):
         elif self.facts.block:
             count = rows // self.facts.block + 2 * count
         items = T.bind(count * self.groups)
+        T.device_entry()
+        # Else the compiler spares registers for blocks that are never there.
+        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": RESIDENT}):
+            self._emit(items)
+
+    def _emit(self, items: Value) -> None:
         blocks = self.memory.shape[0]
-        place = launch(minimum(items, const(blocks, "int64")), shape.threads)
+        place = launch(minimum(items, const(blocks, "int64")), self.shape.threads, entered=True)
         self._allocate(place)
         width = self.arguments[self.memory].shape[-1]
         self.base = T.bind(place.block * width)
