@@ -183,11 +183,14 @@ def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     heads, tokens = rows_of(task)
     compute, copy = _REGISTERS[knobs.groups]
     block, box = _pieces(task, knobs.keys)
-    if knobs.groups == 3 and len(clauses_of(task)) > 1:
-        compute, copy = compute - 8, copy + 24  # the thread that feeds keeps more hulls
+    # The thread that feeds keeps more hulls, or each lane a box and who sees it.
+    several, listed = len(clauses_of(task)) > 1, block < knobs.keys and not knobs.resident
+    if knobs.groups == 3 and (several or listed):
+        compute, copy = compute - 8, copy + 24
+    elif knobs.groups == 3 and box < knobs.keys:
+        copy += 8
     elif box < knobs.keys:
-        # Lanes that feed know of a box each.
-        compute, copy = (compute, copy + 8) if knobs.groups == 3 else (compute - 8, copy + 8)
+        compute, copy = compute - 8, copy + 16
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, block, box, knobs.stages, knobs.queries,
         knobs.resident, knobs.ahead,
