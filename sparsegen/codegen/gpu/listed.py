@@ -110,13 +110,14 @@ class ListedKernel:
             self.odd, self.seen = (pool.alloc((n,), "int32", align=4) for n in (8, 2 * self.dim))
         converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
         self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
-        self.query_free = Barrier.allocate(pool, GROUP)
+        self.query_free = Barrier.allocate(pool, 2 * GROUP)
         # By buffer, then by half of the columns.
         self.ready, self.free = (
             [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
         )
         self.known = Barrier.allocate(pool, 16)
-        self.told = [Barrier.allocate(pool, 4) for _ in range(2)]  # maxima, by computing group
+        # Maxima, by computing group; a lane of four tells those of two rows.
+        self.told = [Barrier.allocate(pool, GROUP // 4) for _ in range(2)]
         pool.commit()
         self.barriers = [
             self.query_ready, self.query_free, self.known, *self.told,

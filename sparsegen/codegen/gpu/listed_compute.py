@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E, load_f32
 from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.launch import FULL, across, add
+from sparsegen.codegen.gpu.launch import across, add
 from sparsegen.codegen.gpu.listed_marks import Marks
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet, pass_by
@@ -142,9 +142,12 @@ class Computing:
             for half in range(2):
                 at = self.thread // 4 * 2 + half
                 store(self.kernel.tops[self.side], load(self.peak, half), at)
-        ptx("bar.warp.sync", const(FULL, "uint32"))
-        with T.If(self.lane < 1), T.Then():
             self.kernel.told[self.side].arrive()
+
+    def _let_go_of_queries(self, pair: Memory) -> None:
+        """Give the queries back, once the scores of the last chunk are there."""
+        with T.If(get(pair) + 1 >= self.pairs), T.Then():
+            self.kernel.query_free.arrive()
 
     def _told_top(self, half: int) -> Value:
         return load(self.kernel.tops[1 - self.side], self.thread // 4 * 2 + half)
@@ -257,6 +260,7 @@ class Even(Computing):
         with T.While(get(pair) < self.pairs):
             phase = T.bind(before + get(pair))
             kernel.known.wait(phase)
+            self._let_go_of_queries(pair)
             self._softmax(self.peak)
             self._tell_top()
             self._hold()
@@ -317,9 +321,7 @@ class Odd(Computing):
             wgmma.hold(self.scores, 32)
             kernel.known.wait(phase)
             kernel.told[0].wait(phase)
-            # Both groups have the scores of their last chunks.
-            with T.If(get(pair) + 1 >= self.pairs), T.Then():
-                kernel.query_free.arrive()
+            self._let_go_of_queries(pair)
             for half in range(2):
                 store(self.next, self._told_top(half), half)
             self._softmax(self.next)

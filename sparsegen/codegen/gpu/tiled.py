@@ -147,13 +147,14 @@ class TiledKernel:
         self.info = pool.alloc((self.info_slots * self.info_words,), "int32", align=16)
         self.told = pool.alloc((cut.groups,), "int32", align=16)
         readers = 4 * cut.groups
-        self.keys_ready, self.values_free = (Ring.allocate(pool, stages, n) for n in (1, readers))
+        self.keys_ready = Ring.allocate(pool, stages, cut.boxes)
+        self.values_free = Ring.allocate(pool, stages, readers)
         self.item_ready = Ring.allocate(pool, cut.queries, 1)
         self.item_free = Ring.allocate(pool, cut.queries, readers)
         self.rings = [self.keys_ready, self.values_free, self.item_ready, self.item_free]
         self.values_ready, self.keys_free = self.keys_ready, self.values_free
         if not cut.joint:
-            self.values_ready = Ring.allocate(pool, stages, 1)
+            self.values_ready = Ring.allocate(pool, stages, cut.boxes)
             self.keys_free = Ring.allocate(pool, stages, readers)
             self.rings += [self.values_ready, self.keys_free]
         pool.commit()

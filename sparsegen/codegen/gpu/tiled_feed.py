@@ -1,8 +1,8 @@
 """Feed the groups that compute `tiled` attention: one thread takes items and starts all loads.
 
 Where a chunk is several boxes, of blocks that are listed apart or of pages that are shorter than a
-chunk, the lanes of a warp do so together: each finds out where its box lies, and loads it; one
-arrives at barriers, for all bytes of the chunk. It costs a copy for each box and 64 columns instead
+chunk, the lanes of a warp do so together: each finds out where its box lies, says who sees it, and
+loads it, and barriers wait for all of them. It costs a copy for each box and 64 columns instead
 of one for all of them, some agreeing among lanes, and where a list ends in the middle of a chunk,
 its last block again.
 """
@@ -99,6 +99,15 @@ class Feed:
             yield
         else:
             with T.If(self.kernel.lane < 1), T.Then():
+                yield
+
+    @contextmanager
+    def _who_loads(self) -> Iterator[None]:
+        """Let each lane that has a box do what is emitted inside, for that box."""
+        if self.alone:
+            yield
+        else:
+            with T.If(self.kernel.lane < self.cut.boxes), T.Then():
                 yield
 
     def _wait(self, ring: Ring, at: Cursor) -> None:
@@ -258,12 +267,12 @@ class Feed:
         self._wait(kernel.keys_free, at)
         meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
         origin = j - self.block * cut.block if words is not None else j
-        store(kernel.meta, origin, meta)
-        store(kernel.meta, status, meta + 1)
-        if words is not None:
-            for word in range(member_words(cut)):
-                store(kernel.meta, load(words, 1 + word), meta + (2 + word))
-        self._join()
+        with self._who_loads():
+            store(kernel.meta, origin, meta)
+            store(kernel.meta, status, meta + 1)
+            if words is not None:
+                for word in range(member_words(cut)):
+                    store(kernel.meta, load(words, 1 + word), meta + (2 + word))
         sizes = keys.bytes, values.bytes
         if cut.joint:
             sizes = keys.bytes + values.bytes, 0
@@ -294,16 +303,13 @@ class Feed:
             size: the bytes of a box, and of what else arrives there; 0: they are expected already.
         """
         cut, stage = self.cut, self.at.stage
-        if size:
-            with self._one_lane():
-                ready.expect(stage, cut.boxes * size)
         first = stage * (cut.keys * source.operand.dim)
-        if self.alone:
+        if not self.alone:
+            first = first + self.box * (cut.box * COLUMNS)
+        with self._who_loads():
+            if size:
+                ready.expect(stage, size)
             source.load(memory, first, ready.pointer(stage), row, head)
-        else:
-            with T.If(self.kernel.lane < cut.boxes), T.Then():
-                first = first + self.box * (cut.box * COLUMNS)
-                source.load(memory, first, ready.pointer(stage), row, head)
 
     def _together(self, status: Value) -> Value:
         """Return what to do with a chunk, from what lanes say of its blocks.
