@@ -69,7 +69,7 @@ CASES: dict[str, Callable[[], Case]] = {
         )
         for heads, key_heads, d, layout in (
             (24, 2, 256, "paged"), (80, 2, 128, "paged"), (6, 2, 128, "ragged"),
-            (48, 1, 256, "ragged"),
+            (48, 1, 256, "ragged"), (16, 2, 64, "ragged"), (3, 1, 192, "paged"),
         )
     },
     **{
