@@ -71,8 +71,9 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     if task.o.dtype not in (dtype, "float32"):
         return f"outputs are {task.o.dtype}, inputs {dtype}"
     dim = task.sources[0].v.dim
-    if dim % 128 or dim > 512:
-        return f"values of {dim} elements: it takes multiples of 128 up to 512"
+    step = 64 if _few(task) and _apart(task) else 128
+    if dim % step or dim > 512:
+        return f"values of {dim} elements: it takes multiples of {step} up to 512"
     if _few(task):
         return None if ring_of(task, arch).slots else "a chunk of keys does not fit shared memory"
     if shared_bytes(task) > arch.shared_bytes:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,24 +40,53 @@ def common(
     return o, o.lse
 
 
-def _odd_values(heads: int, sharpness: float, dtype: torch.dtype) -> Case:
+@sg.pattern
+def twice(
+    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk E"],
+    a: sg.Tensor["S Hk D"], b: sg.Tensor["S Hk E"], x: sg.Tensor["T 1 e"], y: sg.Tensor["S 1 e"],
+):  # fmt: skip
+    """Attend to listed keys of one source, and to the last ones of another."""
+    i, j = sg.index(q, k)
+    sel = sg.select(sg.reduce(sg.score(x, y), "sum", by=(i, j)), topk=60)
+    where = [(j <= i) & sel[i, j], (j <= i) & (i - j < 80)]
+    o = sg.attend(q, [k, a], [v, b], where=where)
+    return o, o.lse
+
+
+def _odd_values(
+    pattern: Any, heads: int, layout: str, sharpness: float, dtype: torch.dtype
+) -> Case:
     """Return a case with values that are not finite, whose weights are very small for some."""
-    lengths = [(3, 90), (1, 70)]
+    lengths, page = [(3, 90), (1, 70)], 16
     sizes = {"Hq": heads, "Hk": 2, "D": 128, "E": 128, "e": 8}
-    case = case_of(common, sizes, "ragged", lengths, dtype=dtype)
+    case = case_of(pattern, sizes, layout, lengths, page=page, dtype=dtype)
     case.inputs["q"] *= sharpness
-    for key, head, column, value in (
-        (10, 0, 3, math.inf), (20, 0, 70, -math.inf), (30, 1, 5, math.nan), (40, 1, 6, math.inf),
-        (41, 1, 6, -math.inf), (42, 1, 127, -math.inf), (100, 0, 0, math.inf),
+    # Where the keys of a sequence lie.
+    first = [torch.arange(s) for _, s in lengths]
+    if layout == "paged":
+        table = case.call["page_table"].long()
+        places = [table[n][p // page] * page + p % page for n, p in enumerate(first)]
+    else:
+        places = [first[0], first[1] + lengths[0][1]]
+    flat = {
+        n: x.view(-1, *x.shape[2:]) if layout == "paged" and n not in "qx" else x
+        for n, x in case.inputs.items()
+    }
+    for which, key, head, column, value in (
+        (0, 10, 0, 3, math.inf), (0, 20, 0, 70, -math.inf), (0, 30, 1, 5, math.nan),
+        (0, 40, 1, 6, math.inf), (0, 41, 1, 6, -math.inf), (0, 42, 1, 127, -math.inf),
+        (1, 10, 0, 0, math.inf),
     ):  # fmt: skip
-        case.inputs["v"][key, head, column] = value
-    want, rows, keys = [], 0, 0
-    for t, s in lengths:
-        one = {n: case.inputs[n][rows : rows + t].float().numpy() for n in "qx"}
-        one |= {n: case.inputs[n][keys : keys + s].float().numpy() for n in "kvy"}
+        flat["v"][places[which][key], head, column] = value
+        if "b" in flat:
+            flat["b"][places[which][key + 15], head, column - 1] = value
+    want, rows = [], 0
+    for place, (t, s) in zip(places, lengths, strict=True):
+        one = {n: x[rows : rows + t] if n in "qx" else x[place] for n, x in flat.items()}
+        given = {n: x.float().numpy() for n, x in one.items()}
         with np.errstate(all="ignore"):
-            want.append(listed(sg.reference(case.program, one, q_offset=s - t)))
-        rows, keys = rows + t, keys + s
+            want.append(listed(sg.reference(case.program, given, q_offset=s - t)))
+        rows += t
     return replace(case, want=[np.concatenate(parts) for parts in zip(*want, strict=True)])
 
 
@@ -69,7 +99,7 @@ CASES: dict[str, Callable[[], Case]] = {
         )
         for heads, key_heads, d, layout in (
             (24, 2, 256, "paged"), (80, 2, 128, "paged"), (6, 2, 128, "ragged"),
-            (48, 1, 256, "ragged"),
+            (48, 1, 256, "ragged"), (16, 2, 64, "ragged"), (3, 1, 192, "paged"),
         )
     },
     **{
@@ -89,10 +119,21 @@ CASES: dict[str, Callable[[], Case]] = {
         for heads, key_heads, d in ((8, 4, 128), (160, 2, 128))
     },
     **{
-        f"odd values {heads} {sharpness} {str(dtype)[6:]}": partial(
-            _odd_values, heads, sharpness, dtype
+        f"odd values {heads} {layout} {sharpness} {str(dtype)[6:]}": partial(
+            _odd_values, common, heads, layout, sharpness, dtype
         )
         for heads in (8, 80)
-        for sharpness, dtype in ((1, torch.bfloat16), (64, torch.bfloat16), (8, torch.float16))
+        for layout, sharpness, dtype in (
+            ("paged", 1, torch.bfloat16), ("paged", 64, torch.bfloat16),
+            ("ragged", 8, torch.float16),
+        )
+    },
+    **{
+        f"odd values of two sources {heads} {layout}": partial(
+            _odd_values, twice, heads, layout, sharpness, torch.float16
+        )
+        for heads, layout, sharpness in (
+            (8, "ragged", 8), (8, "paged", 1), (80, "paged", 8), (80, "ragged", 1)
+        )
     },
 }  # fmt: skip

@@ -120,6 +120,9 @@ def test_refuses_with_a_reason() -> None:
     assert "share one key head" in reason(of(dense, {**sizes, "K": 2}))
     assert "no prefix" in reason(of(dense, sizes, first=64, last=576))
     assert "multiples of 128" in reason(of(dense, sizes, last=64))
+    short = {"Hq": 64, "Hk": 1, "D": 64, "E": 64, "e": 64}
+    assert "multiples of 128" in reason(of(common, short))
+    assert "multiples of 64" in reason(of(common, {**short, "Hq": 8, "E": 96}))
     assert "hidden from some heads" in reason(of(per_head, one))
     assert "scores are modified" in reason(of(capped, one))
     assert "shared memory" in reason(of(dense, {**sizes, "H": 128, "c": 640}))
@@ -151,7 +154,14 @@ def test_takes_entries_beside_a_window(name: str, heads: int, tmp_path: Path) ->
 @pytest.mark.parametrize("options", [{}, {"layout": "paged", "page_size": 16}])
 @pytest.mark.parametrize(
     ("heads", "key_heads", "d", "e"),
-    [(24, 2, 256, 256), (8, 8, 192, 128), (32, 1, 128, 128), (128, 2, 192, 128), (80, 1, 256, 256)],
+    [
+        (24, 2, 256, 256),
+        (8, 8, 192, 128),
+        (16, 2, 64, 64),
+        (32, 1, 128, 128),
+        (128, 2, 192, 128),
+        (80, 1, 256, 256),
+    ],
 )
 def test_takes_values_apart_from_keys(
     heads: int, key_heads: int, d: int, e: int, options: dict[str, Any], tmp_path: Path

@@ -241,24 +241,24 @@ class Computing:
             self.marks.note(self.out, self.values * self.each)
         self._normalise(token, first_head, end)
         odd = None if self.marks is None else self.marks.any(range(2))
-        mine = self.values // 2
-        first, others = self.side * mine, (1 - self.side) * mine
+        left = -(-self.values // 2)  # at least as many as there are right ones
+        halves = range(left), range(left, self.values)
+        mine, others = halves[self.side], halves[1 - self.side]
         kernel = self.kernel
-        for start in range(0, mine * self.each, EXCHANGED):
-            count = min(EXCHANGED, mine * self.each - start)
-            for n in range(count):
-                value = load(self.out, others * self.each + start + n)
+        for start in range(0, left * self.each, EXCHANGED):
+            for n in range(min(EXCHANGED, len(others) * self.each - start)):
+                value = load(self.out, others.start * self.each + start + n)
                 store(kernel.exchange, value, (self.side * EXCHANGED + n) * GROUP + self.thread)
             self._meet_other()
-            for n in range(count):
-                at = first * self.each + start + n
+            for n in range(min(EXCHANGED, len(mine) * self.each - start)):
+                at = mine.start * self.each + start + n
                 theirs = ((1 - self.side) * EXCHANGED + n) * GROUP + self.thread
                 store(self.out, load(self.out, at) + load(kernel.exchange, theirs), at)
             self._meet_other()
-        if self.marks is not None:
+        if self.marks is not None and mine:
             with T.If(odd), T.Then():
-                self._mark(self.marks, token, first_head, range(first, first + mine))
-        self._write(token, first_head, end, range(first, first + mine))
+                self._mark(self.marks, token, first_head, mine)
+        self._write(token, first_head, end, mine)
 
     def _mark(self, marks: Marks, token: Value, head: Value, tiles: range) -> None:
         """Replace outputs by what is not finite among the values."""
