@@ -1,6 +1,7 @@
-"""Attention with one key head whose values are part of its keys, with wgmma, for Hopper.
+"""Attention over keys that neighbouring tokens do not share, with wgmma, for Hopper.
 
-Every token walks its own keys, those of ranges and of lists, so all heads share what is read.
+Every token walks its own keys, those of ranges and of lists, which heads share: all of them where
+one key head has its values in its keys; any where lists name keys that lie apart.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.cpu.attend import shared_heads
+from sparsegen.codegen.cpu.attend import shared_heads, token_lists
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.boxes import boxed
+from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
+from sparsegen.codegen.gpu.gather import readable
 from sparsegen.codegen.gpu.launch import kernel
-from sparsegen.codegen.gpu.listed import Cut, ListedKernel, shared_bytes
+from sparsegen.codegen.gpu.listed import ListedKernel, shared_bytes
+from sparsegen.codegen.gpu.listed_cut import Columns, Cut
 from sparsegen.codegen.gpu.slots import sure
-from sparsegen.codegen.gpu.tiles import inside
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import Head, Member, walk
+from sparsegen.ir.expr import Const, Expr, Head, Member, walk
 from sparsegen.lowering.space import Rejected
-from sparsegen.lowering.tasks import AttendTask
+from sparsegen.lowering.tasks import AttendTask, Buffer, Part
 
 FAMILY = "attend"
 REQUIRES = frozenset({"wgmma", "cp_async", "mbarrier", "setmaxnreg"})
@@ -50,32 +53,27 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     dtype = dtype_of(task)
     if dtype is None:
         return "tensor cores multiply 16-bit numbers, and every input is float32"
-    if len(task.sources) != 1:
-        return f"{len(task.sources)} sources of keys: it takes one"
-    (source,) = task.sources
-    for clause in source.clauses:
+    for clause in (c for s in task.sources for c in s.clauses):
         if not sure(clause) and any(isinstance(e, Head | Member) for e in walk(clause.residual)):
             return "keys are hidden from some heads, or looked up in a selection one by one"
     if task.mod is not None or task.scale <= 0:
         return "scores are modified, or their scale is not positive"
-    if source.k.heads != 1 or shared_heads(task) != task.q.heads:
-        return "the query heads do not share one key head and its lists"
-    if task.q.rows.space != "query" or source.k.rows.space != "key":
-        return "queries or keys are not tokens"
-    if inside(source.v, source.k) != 0:
-        return "values are no prefix of the keys"
-    for operand in (task.q, source.k):
-        for part in operand.parts:
-            kinds = {dtype, "float32"} if operand is task.q else {dtype}
-            if part.fn is not None or part.buffer.dtype not in kinds:
-                return "operands need a conversion on their way into shared memory"
-            if part.size % 64 or part.start % 8 or part.buffer.shape[-1] % 8:
-                return "parts of queries and keys are no multiples of 64 elements"
+    if task.q.rows.space != "query":
+        return "queries are not tokens"
+    if not _apart(task):
+        if shared_heads(task) != task.q.heads:
+            return "the query heads do not share one key head and its lists, of blocks or ranges"
+        if Columns.of(task).apart:
+            return "values are no prefix of the keys, of blocks or ranges"
+    reason = _operands(task, dtype)
+    if reason is not None:
+        return reason
     if task.o.dtype not in (dtype, "float32"):
         return f"outputs are {task.o.dtype}, inputs {dtype}"
-    if source.v.dim % 128 or source.v.dim > 512:
-        return f"values of {source.v.dim} elements: it takes multiples of 128 up to 512"
-    if task.q.heads <= MOST:
+    dim = task.sources[0].v.dim
+    if dim % 128 or dim > 512:
+        return f"values of {dim} elements: it takes multiples of 128 up to 512"
+    if _few(task):
         return None if ring_of(task, arch).slots else "a chunk of keys does not fit shared memory"
     if shared_bytes(task) > arch.shared_bytes:
         return f"{shared_bytes(task)} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
@@ -84,7 +82,7 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
     """Return the split that keeps accumulators of 64 x 256 in registers, and boxes if they fit."""
-    return Knobs(boxes=task.q.heads > MOST and boxed(task))
+    return Knobs(boxes=not _few(task) and boxed(task))
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
@@ -108,12 +106,58 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     dtype = dtype_of(task)
     assert dtype is not None
     cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.boxes)
-    with kernel(task) as (builder, arguments):
-        if task.q.heads <= MOST:
-            FewKernel(task, cut, ring_of(task, arch), dtype, arguments).emit()
+    (found, copies), columns = _copied(task), Columns.of(task)
+    with kernel(task, tuple(copies.values())) as (builder, arguments):
+        convert(arguments, copies, cut.blocks)
+        if _few(task):
+            FewKernel(found, columns, cut, ring_of(task, arch), dtype, arguments).emit()
         else:
-            ListedKernel(task, cut, dtype, arguments).emit()
+            ListedKernel(found, columns, cut, dtype, arguments).emit()
     return builder.get()
+
+
+def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
+    """Return the memory of copies of keys that are converted."""
+    return tuple((buffer, Const(0)) for buffer in _copied(task)[1].values())
+
+
+def _copied(task: AttendTask) -> tuple[AttendTask, dict[Part, Buffer]]:
+    """Return the task over keys and values that can be gathered from memory, and the copies."""
+    dtype = dtype_of(task)
+    assert dtype is not None
+    return converted(task, dtype, readable, "kv" if Columns.of(task).apart else "k")
+
+
+def _few(task: AttendTask) -> bool:
+    return shared_heads(task) <= MOST
+
+
+def _apart(task: AttendTask) -> bool:
+    """Tell whether tokens have lists of their own whose keys lie apart: they share no tiles."""
+    found = [c.keys for s in task.sources for c in s.clauses if c.keys is not None]
+    scattered = len(found) > 1 or any(k.granule % 16 or k.shift or k.slash for k in found)
+    return scattered and token_lists(task)
+
+
+def _operands(task: AttendTask, dtype: str) -> str | None:
+    """Return None, or why operands are not taken."""
+    values = [s.v for s in task.sources] if Columns.of(task).apart else []
+    for operand in (task.q, *(s.k for s in task.sources), *values):
+        for part in operand.parts:
+            if part.fn is not None or part.buffer.dtype not in {dtype, "float32"}:
+                return "operands need a conversion on their way into shared memory"
+            if part.size % 64:
+                return "parts of queries and keys are no multiples of 64 elements"
+            if operand is task.q:
+                if part.start % 8 or part.buffer.shape[-1] % 8:
+                    return "parts of queries do not begin at multiples of 8 elements"
+            elif part.buffer.rows.paged and not readable(part, dtype):
+                return "keys in pages need a conversion"
+    for source in task.sources:
+        parts = (*source.k.parts, *(source.v.parts if values else ()))
+        if any(p.buffer.rows != source.k.rows for p in parts):
+            return "parts of keys and values are found in different ways, some in pages"
+    return None
 
 
 def _excluded(task: AttendTask, knobs: Knobs) -> str | None:
@@ -122,6 +166,6 @@ def _excluded(task: AttendTask, knobs: Knobs) -> str | None:
         return f"{knobs.compute} and {knobs.copy} registers: multiples of 8 are handed out"
     if used > _REGISTERS:
         return f"{used} registers of the three groups, a block has {_REGISTERS}"
-    if knobs.boxes and (task.q.heads <= MOST or not boxed(task)):
+    if knobs.boxes and (_few(task) or not boxed(task)):
         return "boxes of 64 keys: few heads, keys of no single range, or pages of no 64 keys"
     return None

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from math import gcd
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu import convert
+from sparsegen.codegen.gpu import convert, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.tiled import TiledKernel
@@ -39,12 +40,13 @@ class Knobs:
     """How the work is cut.
 
     groups    warp groups that compute, 64 (token, head) rows each
-    keys      keys of a chunk: 16, 32, 64 or 128, and the whole or a part of a listed block
+    keys      keys of a chunk: 16, 32, 64 or 128, a part of a listed block or several blocks
     stages    chunks in shared memory
     queries   items whose queries are in shared memory: 1, or 2 to load those of the next ahead
     resident  panels of 64 columns of the queries that stay in registers
     ahead     scores of the next chunk are computed beside the sums of this one
     patience  sums are left as they are until a maximum grows by more powers of two
+    joint     keys and values of a chunk arrive, and are given back, at once
     """
 
     groups: int = 2
@@ -54,6 +56,7 @@ class Knobs:
     resident: int = 0
     ahead: bool = True
     patience: int = 6
+    joint: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -95,10 +98,11 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
         for keys in sorted({first.keys, 64, 128}):
             for stages in (2, 3, 4, 6):
                 for queries, resident, ahead in _MANNERS:
-                    knobs = Knobs(groups, keys, stages, queries, resident, ahead)
-                    if knobs != first:
-                        reason = _excluded(task, knobs, arch)
-                        yield knobs if reason is None else Rejected(asdict(knobs), reason)
+                    for joint in (False, True):
+                        knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)
+                        if knobs != first:
+                            reason = _excluded(task, knobs, arch)
+                            yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
@@ -129,7 +133,7 @@ def _lists(task: AttendTask) -> str | None:
         return "several lists drive the iteration"
     for keys in drivers:
         if keys.slash or keys.shift or not _keys(keys.granule):
-            return f"{keys.granule} keys of a listed block are no multiple of 64, nor 16 or 32"
+            return f"{keys.granule} keys of a listed block are no multiple of 16, nor 8"
     for _, clause in clauses_of(task):
         if any(isinstance(e, Member) for e in walk(clause.residual)):
             return "keys of one list are looked up in another one"
@@ -137,7 +141,9 @@ def _lists(task: AttendTask) -> str | None:
 
 
 def _keys(granule: int) -> int:
-    """Return the keys of a chunk of listed blocks; 0 if there is none that cuts them evenly."""
+    """Return the keys of a chunk, of one listed block or several; 0 if none cuts blocks evenly."""
+    if granule in (8, 16, 32):
+        return 64
     return next((keys for keys in (64, 32, 16) if granule % keys == 0), 0)
 
 
@@ -150,7 +156,12 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
     if found is not None:
         # Skipped chunks would empty a pipeline of scores and sums again and again.
         keys = _keys(found[1].granule)
+        # Nor should a group that leaves a chunk out wait for it twice.
+        small = replace(small, joint=True)
         wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
+        if found[1].granule % 128 == 0:
+            # Neighbours that share larger blocks leave fewer chunks out.
+            wanted.insert(0, Knobs(groups=2, keys=128, stages=2, queries=2, ahead=False))
         wanted += [replace(small, keys=keys, stages=n, resident=0) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
     else:
@@ -171,24 +182,42 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
 def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     heads, tokens = rows_of(task)
     compute, copy = _REGISTERS[knobs.groups]
+    block, box = _pieces(task, knobs.keys)
     if knobs.groups == 3 and len(clauses_of(task)) > 1:
         compute, copy = compute - 8, copy + 24  # the thread that feeds keeps more hulls
+    elif box < knobs.keys:
+        # Lanes that feed know of a box each.
+        compute, copy = (compute, copy + 8) if knobs.groups == 3 else (compute - 8, copy + 8)
     return Cut(
-        heads, tokens, knobs.groups, knobs.keys, knobs.stages, knobs.queries,
+        heads, tokens, knobs.groups, knobs.keys, block, box, knobs.stages, knobs.queries,
         knobs.resident, knobs.ahead,
-        knobs.patience, compute, copy, arch.cores or 1,
+        knobs.patience, knobs.joint, compute, copy, arch.cores or 1,
     )  # fmt: skip
+
+
+def _pieces(task: AttendTask, keys: int) -> tuple[int, int]:
+    """Return the keys of a chunk that are of one listed block, and those that also share a page."""
+    found = key_list(task)
+    block = keys if found is None else gcd(keys, found[1].granule)
+    return block, gcd(block, *_pages(task))
+
+
+def _pages(task: AttendTask) -> set[int]:
+    """Return the keys of pages."""
+    operands = (x for s in task.sources for x in (s.k, s.v))
+    return {p.buffer.rows.page for x in operands for p in x.parts if p.buffer.rows.paged}
 
 
 def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     if knobs.groups not in _REGISTERS or knobs.keys not in (16, 32, 64, 128) or knobs.stages < 2:
         return f"{knobs.groups} warp groups, {knobs.keys} keys and {knobs.stages} stages"
     found = key_list(task)
-    if found is not None and found[1].granule % knobs.keys:
-        return f"blocks of {found[1].granule} keys are no multiple of {knobs.keys}"
-    pages = {p.buffer.rows.page for s in task.sources for x in (s.k, s.v) for p in x.parts}
-    if task.paged and any(page % knobs.keys for page in pages):
-        return f"pages of {sorted(pages)} keys are no multiple of {knobs.keys}"
+    block, box = _pieces(task, knobs.keys)
+    if found is not None and block not in (knobs.keys, found[1].granule):
+        return f"blocks of {found[1].granule} keys are no multiple of {knobs.keys}, nor a part"
+    if box < tma.REPEAT:
+        pages = sorted(_pages(task))
+        return f"pages of {pages} keys and chunks of {knobs.keys} are no multiples of {tma.REPEAT}"
     cut = _cut(task, knobs, arch)
     used = shared_bytes(task, cut)
     if used > arch.shared_bytes:
@@ -197,6 +226,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         # Seen in the machine code of ptxas 13.0: queries and weights share registers.
         return f"with values of {knobs.keys} elements the assembler loses resident queries"
     live = task.sources[0].v.dim // 2 + knobs.keys // 2 + knobs.keys // 4 + 16 * knobs.resident
+    if cut.parts > 1:
+        live += 2 * cut.parts + 2  # where blocks are, and who sees them
     if live > cut.compute - 24:
         return f"{live} registers of sums, scores and weights, a thread has {cut.compute}"
     return None

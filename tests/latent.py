@@ -62,10 +62,11 @@ def blocks(
     return sg.attend(q, kv, kv[..., :128], where=where)
 
 
-def _of(
+def case_of(
     pattern: Any, sizes: dict[str, int], layout: str, lengths: Any = LENGTHS, *, page: int = 16,
     dtype: torch.dtype = torch.bfloat16, boxes: bool | None = None, **hyper: Any,
 ) -> Case:  # fmt: skip
+    """Return a call of a pattern for sequences of (queries, keys)."""
     config = Config("", {"T": 1, "S": 1, **sizes}, hyper)
     case = batch(pattern, config, layout, lengths, page=page, dtype=dtype)
     if boxes is None:
@@ -77,7 +78,7 @@ def _of(
 def _poisoned(heads: int, value: float) -> Case:
     """Return a case in which one key is not finite."""
     lengths = [(2, 90), (1, 70)]
-    case = _of(causal, {"H": heads, "c": 192}, "ragged", lengths)
+    case = case_of(causal, {"H": heads, "c": 192}, "ragged", lengths)
     case.inputs["kv"][80] = value
     want, rows, keys = [], 0, 0
     for t, s in lengths:
@@ -89,52 +90,91 @@ def _poisoned(heads: int, value: float) -> Case:
     return replace(case, want=[np.concatenate(parts) for parts in zip(*want, strict=True)])
 
 
+@sg.pattern
+def beside(
+    q: sg.Tensor["T H c"], a: sg.Tensor["S 1 c"], b: sg.Tensor["S 1 c"], x: sg.Tensor["T 1 e"],
+    y: sg.Tensor["S 1 e"], *, d_v=128, topk=150,
+):  # fmt: skip
+    i, j = sg.index(q, a)
+    sel = sg.select(sg.reduce(sg.score(x, y), "sum", by=(i, j)), topk=topk)
+    # Lists of both sources lie on either side of what every query sees of one of them.
+    where = [(j <= i) & (sel[i, j] | (i - j < 3)), (j <= i) & sel[i, j]]
+    o = sg.attend(q, [a, b], [a[..., :d_v], b[..., :d_v]], where=where)
+    return o, o.lse
+
+
 _PROJECTED = {"n": 16, "r": 64, "c": 128, "v": 16}
 _JOINED = {"c": 128, "r": 64, "e": 8}
 _FEW_KEYS = [(1, 130), (2, 3)]
+_LONGER = [*LENGTHS, (3, 410)]
 CASES: dict[str, Callable[[], Case]] = {
     **{
-        f"range {heads} {layout}": partial(_of, causal, {"H": heads, "c": 192}, layout)
+        f"range {heads} {layout}": partial(case_of, causal, {"H": heads, "c": 192}, layout)
         for heads, layout in ((5, "ragged"), (24, "paged"), (40, "ragged"), (40, "paged"))
     },
     **{
         f"width {h} {c} {v}": partial(
-            _of, causal, {"H": h, "c": c}, "paged", _FEW_KEYS, page=64, d_v=v
+            case_of, causal, {"H": h, "c": c}, "paged", _FEW_KEYS, page=64, d_v=v
         )
         for h, c, v in ((9, 576, 512), (128, 576, 512), (33, 256, 256), (8, 512, 512))
     },
     **{
         f"more tokens than blocks {heads}": partial(
-            _of, causal, {"H": heads, "c": 192}, "ragged", [(280, 290), (1, 7)],
+            case_of, causal, {"H": heads, "c": 192}, "ragged", [(280, 290), (1, 7)],
             dtype=torch.float16,
         )
         for heads in (3, 65)
     },
     **{
         f"ranges and a sink {heads} {layout}": partial(
-            _of, window, {"H": heads, "c": 128}, layout, page=4
+            case_of, window, {"H": heads, "c": 128}, layout, page=4
         )
         for heads, layout in ((16, "paged"), (40, "ragged"))
     },
     **{
         f"list, joined, a sink {heads} {layout}": partial(
-            _of, joined, {"H": heads, **_JOINED}, layout, page=8, dtype=torch.float16
+            case_of, joined, {"H": heads, **_JOINED}, layout, page=8, dtype=torch.float16
         )
         for heads, layout in ((16, "paged"), (16, "ragged"), (40, "paged"))
     },
     **{
-        f"projected {heads}": partial(_of, "mla_decode", {"H": heads, **_PROJECTED}, "paged")
+        f"projected {heads}": partial(case_of, "mla_decode", {"H": heads, **_PROJECTED}, "paged")
         for heads in (16, 40)
     },
     **{
         f"blocks beside a window {heads}": partial(
-            _of, blocks, {"H": heads, "c": 192, "e": 8}, "ragged"
+            case_of, blocks, {"H": heads, "c": 192, "e": 8}, "ragged"
+        )
+        for heads in (16, 40)
+    },
+    **{
+        f"entries and a window {heads} {layout}": partial(
+            case_of, "v4_hca", {"H": heads, "c": 128}, layout, _LONGER,
+            page=8, dtype=dtype, m=4, W=70,
+        )
+        for heads, layout, dtype in (
+            (16, "paged", torch.float16), (40, "paged", torch.bfloat16),
+            (40, "ragged", torch.bfloat16), (8, "ragged", torch.float16),
+        )
+    },
+    **{
+        f"listed entries and a window {heads} {layout}": partial(
+            case_of, "v4_csa", {"H": heads, "c": 128, "Hi": 2, "e": 8, "slots": 8}, layout, _LONGER,
+            page=8, topk=topk, W=20,
+        )
+        for heads, layout, topk in (
+            (16, "paged", 70), (40, "paged", 10), (72, "ragged", 70), (5, "ragged", 10)
+        )
+    },
+    **{
+        f"lists of two sources {heads}": partial(
+            case_of, beside, {"H": heads, "c": 192, "e": 8}, "paged", page=16
         )
         for heads in (16, 40)
     },
     **{
         f"boxes {boxes} {layout}": partial(
-            _of, "mla_decode", {"H": 70, **_PROJECTED}, layout, [*LENGTHS, (140, 150), (0, 0)],
+            case_of, "mla_decode", {"H": 70, **_PROJECTED}, layout, [*LENGTHS, (140, 150), (0, 0)],
             page=64, boxes=boxes,
         )
         for boxes, layout in ((True, "ragged"), (True, "paged"), (False, "paged"))

@@ -10,6 +10,8 @@ from sparsegen.runtime.catalog import Schedule
 from sparsegen.tuning.race import Choice
 from sparsegen.tuning.space import Candidate, History, Rejected, Space
 
+_REASONS = 3  # that are told in full
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResult:
@@ -34,7 +36,11 @@ class TaskResult:
         failed = "".join(f", {n} failed at stage {stage!r}" for stage, n in self.rejected.items())
         if self.choice is not None:
             lines.append(f"  {self.measured} candidates measured{failed}")
-        lines += [f"  {n} excluded: {reason}" for reason, n in self.excluded.items()]
+        reasons = list(self.excluded.items())
+        lines += [f"  {n} excluded: {reason}" for reason, n in reasons[:_REASONS]]
+        rest = sum(n for _, n in reasons[_REASONS:])
+        if rest:
+            lines.append(f"  {rest} excluded for {len(reasons) - _REASONS} other reasons")
         return "\n".join(lines)
 
     def _verdict(self) -> str:

@@ -65,6 +65,13 @@ class Subject:
         """Tell whether the caller hands a buffer in."""
         return buffer.name not in self.made
 
+    def rounds(self) -> bool:
+        """Tell whether what is attended to comes in float32 from tasks of a plan for 16 bits."""
+        if self.task.family != "attend":
+            return False
+        made = (b.dtype for b in self.task.reads if not self.is_input(b))
+        return self.plan.binding.dtype != "float32" and "float32" in made
+
     # --- drawing --------------------------------------------------------------------------------
 
     def large(self, sequences: Sequences, seed: int) -> list[dict[str, Array]]:

@@ -38,4 +38,4 @@ def processors() -> Iterator[Row]:
             counts[name, record.get("serves", "")] += 1
         for (name, serves), count in sorted(counts.items()):
             others = f"; other {serves} use them where they have none" if serves else ""
-            yield Row(name, f"{count} choices{others}", path)
+            yield Row(name, f"{count} choices{others}.", path)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import gathered, latent
 from tests.emulator import emulated
 from tests.gpu.test_patterns_gpu import guarded, verify
 from tests.harness import listed
-from tests.latent import CASES
+
+CASES = {**latent.CASES, **gathered.CASES}
 
 
 @pytest.mark.parametrize("name", CASES)

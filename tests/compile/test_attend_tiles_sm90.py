@@ -53,7 +53,7 @@ def test_refuses_with_a_reason() -> None:
     assert "at most 256" in reason(tasks("v4_hca")[0])
     assert "several lists" in reason(tasks("vertical_slash")[0])
     assert "4 keys of a listed block" in reason(tasks("qsa")[0])
-    assert "pages of [24]" in reason(tasks("causal", layout="paged", page_size=24)[0])
+    assert "pages of [20]" in reason(tasks("causal", layout="paged", page_size=20)[0])
     (task,) = tasks("causal")
     part = replace(task.q.parts[0], size=40)
     assert "parts of 40" in reason(replace(task, q=replace(task.q, parts=(part,))))
@@ -70,14 +70,29 @@ def test_says_what_does_not_fit() -> None:
     assert all(k.reason for k in found if isinstance(k, Rejected))
 
 
-def built(name: str, folder: Path) -> tuple[Path, str]:
+def test_gathers_blocks_and_pages_into_chunks() -> None:
+    """Knobs say how long chunks are; listed blocks and pages how many boxes make one."""
+    paged = {"layout": "paged", "page_size": 16}
+    for task, block, box in (
+        (tasks("quest")[0], 16, 16), (tasks("seer", **paged)[0], 64, 16),
+        (tasks("causal", **paged)[0], 64, 16), (tasks("moba")[0], 64, 64),
+    ):  # fmt: skip
+        knobs = attend_tiles_sm90.default(task, ARCH)
+        cut = attend_tiles_sm90._cut(task, knobs, ARCH)
+        assert (cut.keys, cut.block, cut.box) == (64, block, box)
+    found = list(attend_tiles_sm90.space(tasks("quest")[0], ARCH))
+    assert {k.keys for k in found if not isinstance(k, Rejected)} == {64, 128}
+
+
+def built(name: str, folder: Path, **options: Any) -> tuple[Path, str]:
     """Return the binary of a published shape, and what ptxas says of it."""
     try:
         kit = toolkit()
     except CompileError as error:
         pytest.skip(str(error))  # CUDA code needs nvcc
     # Of NSA, the branch of selected blocks.
-    task = next((t for t in tasks(name) if t.lists), tasks(name)[0])
+    found = tasks(name, **options)
+    task = next((t for t in found if t.lists), found[0])
     knobs = attend_tiles_sm90.default(task, ARCH)
     source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
     source.write_text(cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH))
@@ -89,9 +104,18 @@ def built(name: str, folder: Path) -> tuple[Path, str]:
     return cubin, run(command, cubin.name)
 
 
-@pytest.mark.parametrize("name", ["causal", "mla_prefill", "moba", "nsa"])
-def test_nothing_spills_or_shares_registers(name: str, tmp_path: Path) -> None:
-    cubin, said = built(name, tmp_path)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in ("causal", "mla_prefill", "moba", "nsa", "quest")),
+        ("causal", {"layout": "paged", "page_size": 16}),
+    ],
+    ids=str,
+)
+def test_nothing_spills_or_shares_registers(
+    name: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    cubin, said = built(name, tmp_path, **options)
     assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
     assert "C75" not in said, "products are serialised"
     dump = program("cuobjdump")

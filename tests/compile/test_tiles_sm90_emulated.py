@@ -34,6 +34,9 @@ NSA = Config(
     "nsa", {"T": 70, "S": 70, "Hq": 32, "Hk": 2, "D": 64, "E": 64},
     {"l": 32, "d": 16, "L": 32, "n": 3, "W": 40},
 )  # fmt: skip
+QUEST = Config("quest", SMALL, {"B": 16, "n": 5})
+SEER = Config("seer", {**SMALL, "g": 16}, {"B": 32, "n": 3})
+MOBA = Config("moba", SMALL, {"B": 16, "n": 4})
 WINDOW = Config("window", {**SMALL, "Hq": 4}, {"window": 40, "first": 2})
 
 
@@ -53,11 +56,12 @@ def check(case: Case, scale: float = 1.0) -> None:
     verify(case, first, scale)
 
 
-@pytest.mark.parametrize("layout", ["ragged", "paged"])
-def test_ranges_of_sequences(layout: str) -> None:
+@pytest.mark.parametrize("page", [0, 64, 16, 24])
+def test_ranges_of_sequences(page: int) -> None:
+    """Chunks have 64 keys, which pages that are shorter share."""
     for name, config in (("causal", Config("odd", SMALL)), ("sliding_window", WINDOW)):
-        dtype = torch.float16 if layout == "paged" else torch.bfloat16
-        check(batch(name, config, layout, LENGTHS, page=64, dtype=dtype, explicit=False))
+        dtype, layout = (torch.float16, "paged") if page else (torch.bfloat16, "ragged")
+        check(batch(name, config, layout, LENGTHS, page=page, dtype=dtype, explicit=False))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -69,15 +73,31 @@ def test_operands_in_parts_that_need_a_copy() -> None:
     """One part of the keys lies in pages, the other is projected from them."""
     sizes = {"T": 70, "S": 70, "H": 2, "n": 64, "r": 64, "c": 64, "v": 64}
     config = Config("odd", sizes, patterns.configs("mla_prefill", test=True)[0].hyper)
-    options = {"page": 64, "dtype": torch.bfloat16, "explicit": False}
+    options = {"page": 32, "dtype": torch.bfloat16, "explicit": False}
     check(batch("mla_prefill", config, "paged", LENGTHS, **options))
 
 
 def test_branches_that_are_merged() -> None:
     """Rows between the entries of two sequences are never written."""
     # Three outputs are summed, each times a gate.
-    options = {"page": 64, "dtype": torch.bfloat16, "explicit": False}
+    options = {"page": 16, "dtype": torch.bfloat16, "explicit": False}
     check(batch("nsa", NSA, "paged", LENGTHS, **options), scale=3.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "layout"),
+    [
+        ("quest", QUEST, "ragged"),
+        ("quest", QUEST, "paged"),
+        ("seer", SEER, "paged"),
+        ("moba", MOBA, "ragged"),
+    ],
+)
+def test_short_blocks_that_share_chunks(name: str, config: Config, layout: str) -> None:
+    """Blocks of 16 and 32 keys, in pages of 16; MoBA's own block is a range."""
+    options = {"page": 16, "dtype": torch.bfloat16, "explicit": False}
+    # The whole own block of the last token, which is less than a chunk.
+    check(batch(name, config, layout, [*LENGTHS, (1, 144)], **options))
 
 
 # --- lists that the caller gives -----------------------------------------------------------------
@@ -100,6 +120,10 @@ KERNELS = [
     (16, 1, 64, 3, Knobs(groups=3, keys=64, stages=3, ahead=False)),
     (2, 2, 32, 4, Knobs(groups=2, keys=32, stages=2, ahead=False)),
     (6, 2, 128, 2, Knobs(groups=2, keys=64, stages=2, queries=2, ahead=True)),
+    (4, 1, 16, 5, Knobs(groups=3, keys=64, stages=2, ahead=False)),
+    (16, 1, 32, 3, Knobs(groups=2, keys=64, stages=3, ahead=False)),
+    (2, 2, 16, 6, Knobs(groups=2, keys=128, stages=2, ahead=True)),
+    (16, 1, 8, 7, Knobs(groups=3, keys=64, stages=2, ahead=False)),
 ]
 
 
@@ -129,10 +153,12 @@ def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     seed=st.integers(0, 99),
     causal=st.booleans(),
     poison=st.booleans(),
+    twice=st.booleans(),
+    shared=st.booleans(),
 )
 def test_lists_of_blocks(
     attend: Callable[..., Any], number: int, lengths: list[tuple[int, int]], seed: int,
-    causal: bool, poison: bool,
+    causal: bool, poison: bool, twice: bool, shared: bool,
 ) -> None:  # fmt: skip
     """Indices of every invalid kind, some twice; NaN where some rows do not look."""
     heads, key_heads, width, count, _ = KERNELS[number]
@@ -147,7 +173,18 @@ def test_lists_of_blocks(
         v[n_k // 2] = math.nan
     cu_q, cu_k = (torch.tensor([0, *(x[i] for x in lengths)]).cumsum(0).int() for i in range(2))
     offset = torch.tensor([s - t if causal else s for t, s in lengths]).int()
-    lists = torch.randint(-1, 6, (n_q, key_heads, count), generator=generator, dtype=torch.int32)
+    # Distinct, for what is listed twice is done again by another kernel. Where tokens share lists,
+    # the blocks of a chunk lie apart; the block of the query is then the last one.
+    order = torch.rand(n_q, key_heads, 360 // width + 2, generator=generator)
+    if shared and n_q:
+        order[:] = order[0]
+        position = torch.cat(
+            [torch.arange(t) + o for (t, _), o in zip(lengths, offset, strict=True)]
+        )
+        order[torch.arange(n_q), :, position.clamp(0) // width + 1] = -1
+    lists = order.argsort(-1)[..., :count].int() - 1
+    if twice:
+        lists[::3, :, 0] = lists[::3, :, 1]
     lists[::5] = -(2**31)
     lists[1::7, :, 0] = 2**31 - 1
     out = torch.full((n_q, heads, 64), math.nan).bfloat16()

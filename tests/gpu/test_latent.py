@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from tests import gathered, latent
 from tests.gpu.test_patterns_gpu import run, verify
-from tests.latent import CASES
 
 pytestmark = pytest.mark.gpu
+
+CASES = {**latent.CASES, **gathered.CASES}
 
 
 @pytest.mark.parametrize("name", CASES)

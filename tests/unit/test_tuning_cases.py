@@ -77,6 +77,17 @@ def test_a_trace_stands_for_the_last_rows(tmp_path: Path) -> None:
         lists.label("trace:/nowhere.npy")
 
 
+@pytest.mark.parametrize(("dtype", "more"), [("float32", 1.0), ("bfloat16", 2.5)])
+def test_operands_in_float32_may_become_16_bits(dtype: str, more: float) -> None:
+    plan = plan_of("mla_prefill", dtype=dtype)
+    tasks = {t.family: t for t in plan.tasks}
+    found = {
+        family: cases.small(Subject(plan, task), 0).expected[0].tolerance
+        for family, task in tasks.items()
+    }
+    assert found["attend"] == pytest.approx(more * found["project"])
+
+
 # --- packing ------------------------------------------------------------------------------------
 
 

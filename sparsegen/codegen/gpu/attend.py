@@ -203,6 +203,8 @@ class Tile:
             with T.Else():
                 outputs.mark(mode)
                 put(self.mode, select(equal(mode, UPWARD), DOWNWARD, FINITE))
+        # All write the same, and none reads before.
+        sync()
 
     # --- rows -----------------------------------------------------------------------------------
 

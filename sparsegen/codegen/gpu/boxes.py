@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.gpu.gather import Gather
+from sparsegen.codegen.gpu.listed_cut import Columns
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import Barrier
 from sparsegen.codegen.gpu.slots import Slots, page_of, row_of
@@ -19,9 +20,12 @@ _COPY = "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::b
 
 
 def boxed(task: AttendTask) -> bool:
-    """Tell whether 64 keys from a multiple of 64 on lie side by side: a range, not small pages."""
-    (source,) = task.sources
-    if len(source.clauses) > 1 or source.clauses[0].keys is not None:
+    """Tell whether 64 keys from a multiple of 64 on lie side by side: a range, no small pages."""
+    source = task.sources[0]
+    clauses = [c for s in task.sources for c in s.clauses]
+    if len(clauses) > 1 or clauses[0].keys is not None:
+        return False
+    if source.k.heads > 1 or Columns.of(task).apart:
         return False
     return not source.k.rows.paged or source.k.rows.page % ROWS == 0
 
@@ -64,21 +68,21 @@ class Boxes:
         return cast(row_of(sequence, self.kind, key, page), "int32")
 
     def copy(
-        self, gather: Gather, tiles: Iterable[int], row: Value, target: Memory, place: Value,
+        self, gather: Gather, tiles: Iterable[int], place: Value, row: Value, target: Memory,
         ready: Barrier,
     ) -> None:  # fmt: skip
         """Start to copy tiles of 64 rows; every thread of the group arrives at `ready`.
 
         Args:
-            row: int32.
             place: element of `target` at which the first tile begins.
+            row: int32.
         """
         tiles = tuple(tiles)
         with T.If(gather.thread < 1):
             with T.Then():
                 ready.arrive_expecting(len(tiles) * TILE * 2)
                 for order, tile in enumerate(tiles):
-                    buffer, start = gather.column(gather.source.k, tile)
+                    buffer, start = gather.column(gather.task.sources[0].k, tile)
                     to = target.ptr_to([place + order * TILE])
                     box = T.address_of(self.maps[buffer.name])
                     ptx(_COPY, to, box, start, row, ready.pointer)

@@ -1,7 +1,8 @@
-"""Bring operands into the shape the copy engine loads: 16 bits, nothing left to apply, compact."""
+"""Bring operands into the shape that kernels copy: 16 bits, nothing left to apply, compact."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence
@@ -33,15 +34,23 @@ def refused(operand: Operand, dtype: str) -> str | None:
     return None
 
 
-def converted(task: AttendTask, dtype: str) -> tuple[AttendTask, dict[Part, Buffer]]:
-    """Return the task over copies of what cannot be loaded, and the copies."""
+def converted(
+    task: AttendTask, dtype: str, fits: Callable[[Part, str], bool] = loadable,
+    operands: str = "qkv",
+) -> tuple[AttendTask, dict[Part, Buffer]]:  # fmt: skip
+    """Return the task over copies of what cannot be loaded, and the copies.
+
+    Args:
+        fits: tells whether a part can be loaded from where it lies.
+        operands: those that are looked at; others stay as they are.
+    """
     copies: dict[Part, Buffer] = {}
 
-    def operand(x: Operand) -> Operand:
-        return replace(x, parts=tuple(map(part, x.parts)))
+    def operand(x: Operand, name: str) -> Operand:
+        return replace(x, parts=tuple(map(part, x.parts))) if name in operands else x
 
     def part(p: Part) -> Part:
-        if loadable(p, dtype):
+        if fits(p, dtype):
             return p
         if p not in copies:
             name = f"{task.name}_copy_{len(copies)}"
@@ -50,9 +59,9 @@ def converted(task: AttendTask, dtype: str) -> tuple[AttendTask, dict[Part, Buff
         return Part(buffer=copies[p], start=0, size=p.size)
 
     def source(s: KeySource) -> KeySource:
-        return replace(s, k=operand(s.k), v=operand(s.v))
+        return replace(s, k=operand(s.k, "k"), v=operand(s.v, "v"))
 
-    loaded = replace(task, q=operand(task.q), sources=tuple(map(source, task.sources)))
+    loaded = replace(task, q=operand(task.q, "q"), sources=tuple(map(source, task.sources)))
     return loaded, copies
 
 

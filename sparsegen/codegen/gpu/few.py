@@ -1,10 +1,11 @@
-"""Emit attention on Hopper for few heads of one key head, values a prefix of the keys.
+"""Emit attention on Hopper over lists of keys, for few heads that share them.
 
 Tensor cores take 64 rows at least, so keys and columns of values are rows, and heads are columns:
-scores are K Q^T, outputs V^T P^T. A block walks over tokens, and the keys of a token, those of
-ranges and of lists one after the other, in chunks of 64:
+scores are K Q^T, outputs V^T P^T. A block walks over tokens, with each key head, and the keys of a
+token, those of ranges and of lists one after the other, in chunks of 64:
 
-    gather   warp group 2 copies rows of keys into a ring, some columns at a time
+    gather   warp group 2 copies rows of keys, and of values that are no part of them, into a ring,
+             some columns at a time
     even     warp group 0: the even chunks, from scores to weighted values
     odd      warp group 1: the odd chunks
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 from sparsegen.arch import Arch
+from sparsegen.codegen.cpu.attend import shared_heads
 from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
@@ -23,8 +25,10 @@ from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
 from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.gather import Gather
-from sparsegen.codegen.gpu.listed import Cut
+from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.listed_compute import NEVER
+from sparsegen.codegen.gpu.listed_cut import Columns, Cut
+from sparsegen.codegen.gpu.listed_marks import marks_bytes
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
 from sparsegen.codegen.gpu.slots import STEP, Rows
@@ -48,7 +52,7 @@ _ALIGNED = 128  # bytes lost between things in shared memory
 
 def rounded_heads(task: AttendTask) -> int:
     """Return the heads of a tile, those that stand for nothing too."""
-    return -(-task.q.heads // 8) * 8
+    return -(-shared_heads(task) // 8) * 8
 
 
 def _bytes(task: AttendTask, ring: Ring) -> int:
@@ -57,38 +61,40 @@ def _bytes(task: AttendTask, ring: Ring) -> int:
     tiles = slots * ring.part * TILE * 2
     operands = task.q.dim * heads * 2 + 2 * heads * KEYS * 2
     numbers = 2 * EXCHANGED * GROUP + slots * KEYS + 2 * (2 * 4 * heads) + 2 * heads + 8
-    return tiles + operands + numbers * 4 + (2 + 2 * slots) * 8 + _ALIGNED
+    marks = marks_bytes(task.sources[0].v.dim) if Columns.of(task).apart else 0
+    return tiles + operands + numbers * 4 + marks + (3 + 2 * slots) * 8 + _ALIGNED
 
 
 def ring_of(task: AttendTask, arch: Arch) -> Ring:
     """Return the longest ring; one that could not hold more than a chunk has no slots."""
-    tiles = task.q.dim // 64
-    part = next(n for n in (3, 2, 1) if tiles % n == 0)
-    rings = (Ring(part, tiles // part, n) for n in range(_LONGEST, tiles // part, -1))
+    columns = Columns.of(task)
+    part = next(n for n in (3, 2, 1) if columns.all % n == 0 and columns.first % n == 0)
+    parts = columns.all // part
+    rings = (Ring(part, parts, n) for n in range(_LONGEST, parts, -1))
     fitting = (ring for ring in rings if _bytes(task, ring) <= arch.shared_bytes)
-    return next(fitting, Ring(part, tiles // part, 0))
+    return next(fitting, Ring(part, parts, 0))
 
 
 class FewKernel:
     """Emits the function of one task into the current builder frame."""
 
     def __init__(
-        self, task: AttendTask, cut: Cut, ring: Ring, dtype: str, arguments: Arguments
-    ) -> None:
+        self, task: AttendTask, columns: Columns, cut: Cut, ring: Ring, dtype: str,
+        arguments: Arguments,
+    ) -> None:  # fmt: skip
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
-        self.ring = ring
-        (self.source,) = task.sources
+        self.columns, self.ring = columns, ring
         self.heads = rounded_heads(task)
-        self.tiles = task.q.dim // 64
-        self.dim = self.source.v.dim
+        self.shared = shared_heads(task)
+        self.each = task.q.heads // self.shared  # tiles of a token
+        self.dim = task.sources[0].v.dim
         self.rate = task.scale * LOG2E
 
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
-        T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
-        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+        with device(), T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
@@ -97,7 +103,7 @@ class FewKernel:
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([3 * GROUP])
         self.thread = T.bind(thread % GROUP)
-        self.count = T.bind(tokens)
+        self.count = T.bind(tokens * self.each)
         self._allocate()
         pipeline.init(self.barriers, thread)
         with T.If(group < 1):
@@ -116,7 +122,7 @@ class FewKernel:
         pool = T.SMEMPool()
         heads, dtype, slots = self.heads, self.dtype, self.ring.slots
         self.keys = pool.alloc((slots * self.ring.part * TILE,), dtype, align=1024)
-        self.queries = pool.alloc((self.tiles * heads * 64,), dtype, align=1024)
+        self.queries = pool.alloc((self.columns.keys * heads * 64,), dtype, align=1024)
         self.weights = pool.alloc((2 * heads * 64,), dtype, align=1024)
         self.exchange = pool.alloc((2 * EXCHANGED * GROUP,), "float32", align=16)
         self.bias = pool.alloc((slots * KEYS,), "float32", align=16)
@@ -126,15 +132,18 @@ class FewKernel:
         self.peaks = pool.alloc((2 * heads,), "float32", align=16)
         self.last = pool.alloc((4,), "int32", align=16)
         self.steps = pool.alloc((1,), "int32", align=16)
+        if self.columns.apart:
+            self.odd, self.seen = (pool.alloc((n,), "int32", align=4) for n in (8, 2 * self.dim))
         converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
         self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
         self.query_free = Barrier.allocate(pool, 2 * GROUP)
+        self.merged = Barrier.allocate(pool, 2 * GROUP)
         self.ready, self.free = (
             Barrier.allocate_row(pool, slots, n) for n in (GROUP + GROUP // 8, GROUP)
         )
         pool.commit()
         self.barriers = [
-            self.query_ready, self.query_free,
+            self.query_ready, self.query_free, self.merged,
             *self.ready.all, *self.free.all,
         ]  # fmt: skip
 
@@ -143,8 +152,15 @@ class FewKernel:
         return slot * (self.ring.part * TILE)
 
     def each_tile(self, body: Any) -> None:
-        """Emit a loop over the tokens of this block: body(token, number of tokens before it)."""
+        """Emit a loop over the tiles of this block: body(tile, number of tiles before it)."""
         pipeline.each_turn(self.block, self.cut.blocks, self.count, body)
+
+    def bounds(self, tile: Value) -> tuple[Value, Value, Value]:
+        """Return the token of a tile, its first head, and the end of its heads (int32)."""
+        if self.each == 1:
+            return tile, const(0, "int32"), const(self.task.q.heads, "int32")
+        head = T.bind(tile % self.each * self.shared)
+        return T.bind(tile // self.each), head, T.bind(head + self.shared)
 
     # --- the gathering group --------------------------------------------------------------------
 
@@ -154,13 +170,14 @@ class FewKernel:
         self.each_tile(self._gather_tile)
         ptx("cp.async.wait_all")
 
-    def _gather_tile(self, token: Value, turn: Value) -> None:
+    def _gather_tile(self, tile: Value, turn: Value) -> None:
         gather = self.gather
-        place = gather.place(token)
+        token, head, end = self.bounds(tile)
+        place = gather.place(token, head)
         slots = place.slots
         last = slots.last(self.thread, self.lane, self.warp, self.last, SCAN)
         chunks = T.bind(maximum((last + (KEYS - 1)) // KEYS, const(1, "int32")))
-        rows = Rows(slots, self.source, gather.first, KEYS // STEP)
+        rows = Rows(slots, gather.first, KEYS // STEP)
         rows.fetch(const(0, "int32"))
         rows.resolve(const(0, "int32"))
         chunk = cell("int32", const(0, "int32"))
@@ -170,23 +187,28 @@ class FewKernel:
             start = T.bind((get(chunk) + 1) * KEYS)
             with T.If(more), T.Then():
                 rows.fetch(start)
-            self._copy_chunk(rows)
+            self._copy_chunk(rows, place.key)
             with T.If(more), T.Then():
                 rows.resolve(start)
             # The first keys are on their way before queries wait for the token before.
             with T.If(get(chunk) < 1), T.Then():
-                self._copy_queries(token, turn, chunks)
+                self._copy_queries(token, head, end, turn, chunks)
             self.at.advance()
             put(chunk, get(chunk) + 1)
 
-    def _copy_chunk(self, rows: Rows) -> None:
+    def _copy_chunk(self, rows: Rows, head: Value) -> None:
         gather, part = self.gather, self.ring.part
         for n in range(self.ring.parts):
             turn = self.at.after(n)
             self.free[turn.slot].wait(turn.round - 1)
             tiles = range(n * part, (n + 1) * part)
-            for r in range(KEYS // STEP):
-                gather.copy_keys(rows, r, r, tiles, self.keys, self.tile_of(turn.slot))
+
+            def copy(which: int, tiles: range = tiles, slot: Value = turn.slot) -> None:
+                source, place = self.task.sources[which], self.tile_of(slot)
+                for r in range(KEYS // STEP):
+                    gather.copy_keys(source, rows, r, r, head, tiles, self.keys, place)
+
+            rows.each_source(0, copy)
             # Copies end in the order in which a thread starts them. So slots become ready in order,
             # and a computing group that skips chunks of the other never waits two rounds ahead.
             self.ready[turn.slot].arrive_after_copies()
@@ -201,13 +223,15 @@ class FewKernel:
             seen = select(rows.exists(r), const(0.0, "float32"), const(NEVER, "float32"))
             store(self.bias, seen, slot * KEYS + (r * STEP) + self.gather.first)
 
-    def _copy_queries(self, token: Value, turn: Value, chunks: Value) -> None:
+    def _copy_queries(
+        self, token: Value, head: Value, end: Value, turn: Value, chunks: Value
+    ) -> None:
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the token before when they free its queries.
         with T.If(self.thread < 1), T.Then():
             store(self.steps, chunks, 0)
             self.query_ready.arrive()
-        self.gather.copy_queries(token, const(0, "int32"), self.queries, self.heads)
+        self.gather.copy_queries(token, head, end, self.queries, self.heads)
         self.query_ready.arrive_after_copies()
         if self.query_ready.arrivals > GROUP + 1:
             self.query_ready.arrive()

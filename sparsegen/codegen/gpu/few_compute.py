@@ -9,7 +9,8 @@ from sparsegen.codegen.cpu.vec import LOG2E, load_f32
 from sparsegen.codegen.gpu import pipeline, wgmma
 from sparsegen.codegen.gpu.few_ring import Place, Turn
 from sparsegen.codegen.gpu.launch import shuffle_xor
-from sparsegen.codegen.gpu.listed_compute import BOTH, LN2, LOW, NEVER
+from sparsegen.codegen.gpu.listed_compute import LN2, LOW, NEVER
+from sparsegen.codegen.gpu.listed_marks import Marks
 from sparsegen.codegen.gpu.mma import pack, ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet
 from sparsegen.codegen.tvm import (
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
 
 KEYS = 64  # of a chunk
 EXCHANGED = 8  # registers of a thread that pass from group to group at a time
-# Named barriers: of a computing group (two), of both, and the end of a list.
-OWN, MERGE, SCAN = 1, 3, 4
+# Named barriers: of a computing group (two), and the end of a list.
+OWN, SCAN = 1, 3
 
 
 class Computing:
@@ -58,13 +59,15 @@ class Computing:
         self.weights = wgmma.descriptor(
             wgmma.ALONG, kernel.weights.ptr_to([side * self.heads * 64])
         )
+        self.marks = Marks(kernel, side, OWN + side) if kernel.columns.apart else None
 
     def run(self) -> None:
         """Emit the loop over the tokens."""
         self.at = Place(self.kernel.ring)
+        self.meetings = cell("int32", const(0, "int32"))
         self.kernel.each_tile(self._tile)
 
-    def _tile(self, token: Value, turn: Value) -> None:
+    def _tile(self, tile: Value, turn: Value) -> None:
         kernel = self.kernel
         for i in range(self.values * self.each):
             store(self.out, const(0.0, "float32"), i)
@@ -84,7 +87,7 @@ class Computing:
                 self._chunk(T.bind(get(chunk) + 2 >= chunks))
             self.at.advance()
             put(chunk, get(chunk) + 1)
-        self._finish(token)
+        self._finish(tile)
 
     # --- a chunk --------------------------------------------------------------------------------
 
@@ -103,7 +106,7 @@ class Computing:
         kernel, ring = self.kernel, self.kernel.ring
         queries = wgmma.opaque(self.queries)
         wgmma.begin()
-        for n, turn in enumerate(turns):
+        for n, turn in enumerate(turns[: kernel.columns.keys // ring.part]):
             kernel.ready[turn.slot].wait_tensor(turn.round)
             keys = self._descriptor(wgmma.ALONG, turn.slot)
             tile = const(n * ring.part * self.heads * 128 >> 4, "uint64")
@@ -125,10 +128,15 @@ class Computing:
         wgmma.begin()
         part = ring.part
         used = [range(n, min(n + part, self.values)) for n in range(0, self.values, part)]
-        for turn in turns[len(used) :]:
-            kernel.free[turn.slot].arrive()
+        first = kernel.columns.first // part
+        mine = turns[first : first + len(used)]
+        for turn in turns:
+            if turn not in mine:
+                kernel.free[turn.slot].arrive()
         for n, tiles in enumerate(used):
-            values = self._descriptor(wgmma.ACROSS, turns[n].slot)
+            if kernel.columns.apart:
+                kernel.ready[mine[n].slot].wait_tensor(mine[n].round)
+            values = self._descriptor(wgmma.ACROSS, mine[n].slot)
             for order, tile in enumerate(tiles):
                 wgmma.weigh_across(
                     self.out, tile * self.each, self.heads,
@@ -137,7 +145,7 @@ class Computing:
             wgmma.commit()
         for n in range(len(used)):
             wgmma.wait(len(used) - 1 - n)
-            kernel.free[turns[n].slot].arrive()
+            kernel.free[mine[n].slot].arrive()
         wgmma.hold(self.out, self.values * self.each)
 
     # --- weights --------------------------------------------------------------------------------
@@ -218,11 +226,21 @@ class Computing:
             found = T.bind(combine(found, other))
         return found
 
+    def _meet_other(self) -> None:
+        """Wait for the other computing group."""
+        self.kernel.merged.arrive()
+        self.kernel.merged.wait(get(self.meetings))
+        put(self.meetings, get(self.meetings) + 1)
+
     # --- the end of a token ---------------------------------------------------------------------
 
-    def _finish(self, token: Value) -> None:
+    def _finish(self, tile: Value) -> None:
         """Put the outputs of both groups together; each writes half of the columns."""
-        self._normalise(token)
+        token, first_head, end = self.kernel.bounds(tile)
+        if self.marks is not None:
+            self.marks.note(self.out, self.values * self.each)
+        self._normalise(token, first_head, end)
+        odd = None if self.marks is None else self.marks.any(range(2))
         mine = self.values // 2
         first, others = self.side * mine, (1 - self.side) * mine
         kernel = self.kernel
@@ -231,15 +249,30 @@ class Computing:
             for n in range(count):
                 value = load(self.out, others * self.each + start + n)
                 store(kernel.exchange, value, (self.side * EXCHANGED + n) * GROUP + self.thread)
-            meet(MERGE, BOTH)
+            self._meet_other()
             for n in range(count):
                 at = first * self.each + start + n
                 theirs = ((1 - self.side) * EXCHANGED + n) * GROUP + self.thread
                 store(self.out, load(self.out, at) + load(kernel.exchange, theirs), at)
-            meet(MERGE, BOTH)
-        self._write(token, range(first, first + mine))
+            self._meet_other()
+        if self.marks is not None:
+            with T.If(odd), T.Then():
+                self._mark(self.marks, token, first_head, range(first, first + mine))
+        self._write(token, first_head, end, range(first, first + mine))
 
-    def _normalise(self, token: Value) -> None:
+    def _mark(self, marks: Marks, token: Value, head: Value, tiles: range) -> None:
+        """Replace outputs by what is not finite among the values."""
+        marks.find(token, head, tiles)
+        for tile in tiles:
+            for half in range(2):
+                column = T.bind(self.warp * 16 + self.lane // 4 + (tile * 64 + 8 * half))
+                for e in range(self.quarter):
+                    n, factor = tile * self.each + self._register(e, half), load(self.shrink, e)
+                    found = marks.mark(load(self.out, n), column)
+                    # The sum of weights is NaN where a score is, and so are all outputs.
+                    store(self.out, select(T.isnan(factor), factor, found), n)
+
+    def _normalise(self, token: Value, first: Value, end: Value) -> None:
         """Divide by the sum over the keys of both groups, and write the lse."""
         kernel, task = self.kernel, self.kernel.task
         zero = const(0.0, "float32")
@@ -258,7 +291,7 @@ class Computing:
                 )
                 with T.If(self.warp < 1), T.Then():
                     store(kernel.peaks, load(self.peak, e), self.side * self.heads + head)
-        meet(MERGE, BOTH)
+        self._meet_other()
         base = T.bind(cast(token, "int64") * task.q.heads)
         for e in range(self.quarter):
             head = T.bind(self._head(e))
@@ -268,28 +301,31 @@ class Computing:
             sums = [self._told(kernel.sums, s, e, add) for s in range(2)]
             total = T.bind(sums[0] * parts[0] + sums[1] * parts[1])
             whole = total
+            head = T.bind(first + head) if kernel.each > 1 else head
             if task.sink is not None:
                 near = minimum(head, const(task.q.heads - 1, "int32"))
                 flat = kernel.arguments[task.sink].flat
-                sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
+                # Else addresses that all tokens share wait in registers.
+                at = cast(wgmma.opaque(cast(near, "uint64")), "int64")
+                sink = load_f32(flat, task.sink.dtype, at)
                 whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
             factor = T.exp2(load(self.peak, e) - peak) / whole
             store(self.shrink, select(equal(total, zero), zero, factor), e)
             if task.lse is not None and self.side == 0:
-                ours = T.And(T.And(self.lane < 4, self.warp < 1), head < task.q.heads)
+                ours = T.And(T.And(self.lane < 4, self.warp < 1), head < end)
                 with T.If(ours), T.Then():
                     lse = T.log(total) + peak * const(LN2, "float32")
                     lse = select(equal(total, zero), const(NEVER, "float32"), lse)
                     store(kernel.arguments[task.lse].flat, lse, base + cast(head, "int64"))
         self._scale(self.shrink)
 
-    def _write(self, token: Value, tiles: range) -> None:
+    def _write(self, token: Value, first: Value, end: Value, tiles: range) -> None:
         kernel, task = self.kernel, self.kernel.task
         flat = kernel.arguments[task.o].flat
         column = self.warp * 16 + self.lane // 4
         for e in range(self.quarter):
-            head = T.bind(self._head(e))
-            with T.If(head < task.q.heads), T.Then():
+            head = T.bind(first + self._head(e))
+            with T.If(head < end), T.Then():
                 row = cast(token, "int64") * task.q.heads + cast(head, "int64")
                 base = T.bind(row * kernel.dim + cast(column, "int64"))
                 for tile in tiles:

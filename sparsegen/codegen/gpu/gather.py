@@ -24,19 +24,31 @@ from sparsegen.codegen.tvm import (
     select,
     store,
 )
-from sparsegen.lowering.tasks import AttendTask, Buffer, Operand
+from sparsegen.lowering.tasks import AttendTask, Buffer, KeySource, Operand, Part
 
 _KEEP = 0x14F0000000000000  # L2: evict last
 _COPY = "cp.async.cg.shared.global"
 _AHEAD = ".L2::128B"  # 256 would read beyond most rows
 
 
+def readable(part: Part, dtype: str) -> bool:
+    """Tell whether pieces of 16 bytes of a part can be copied from where it lies."""
+    whole = part.start % 8 == 0 and part.buffer.shape[-1] % 8 == 0
+    return whole and part.fn is None and part.buffer.dtype == dtype
+
+
 @dataclass(frozen=True)
 class Place:
-    """A token: its row (int32), its absolute position, and the slots of its keys."""
+    """A token and neighbouring heads that read the same keys.
+
+    token  row (int32)
+    slots  of the keys
+    key    head of the keys (int64)
+    """
 
     token: Value
     slots: Slots
+    key: Value
 
 
 class Gather:
@@ -47,19 +59,17 @@ class Gather:
 
     def __init__(self, task: AttendTask, arguments: Arguments, thread: Value) -> None:
         self.task, self.arguments, self.thread = task, arguments, thread
-        (self.source,) = task.sources
         self.piece, self.first = T.bind(thread % 8), T.bind(thread // 8)
-        # Lists of neighbouring tokens name the same keys, ranges of decoding are read once.
-        self.keep = any(c.keys is not None for c in self.source.clauses)
 
-    def place(self, token: Value) -> Place:
-        """Find a token (int32)."""
+    def place(self, token: Value, head: Value) -> Place:
+        """Find a token (int32) and the keys of a query head (int32)."""
         arguments = self.arguments
         number = find_sequence(arguments, lambda b: load(arguments.cu_q, b), token)
         sequence = Sequence.at(arguments, number)
         i = T.bind(sequence.q_off + (token - cast(sequence.q_start, "int32")))
         view = ThreadView(self.task, arguments, sequence, i, const(1, "int32"))
-        return Place(token, Slots(view, self.source, i))
+        slots = Slots(view, self.task.sources, i, head)
+        return Place(token, slots, cast(head // self.task.group, "int64"))
 
     def column(self, operand: Operand, tile: int) -> tuple[Buffer, int]:
         """Return the buffer of a tile of 64 columns of an operand, and the first column in it."""
@@ -71,33 +81,47 @@ class Gather:
         raise AssertionError(tile)
 
     def copy_keys(
-        self, rows: Rows, n: int, row: int, tiles: Iterable[int], target: Memory, place: Value
-    ) -> None:
+        self, source: KeySource, rows: Rows, n: int, row: int, head: Value, tiles: Iterable[int],
+        target: Memory, place: Value,
+    ) -> None:  # fmt: skip
         """Start to copy row n of this thread, of some tiles, into row `row` of a chunk.
 
         Args:
+            source: that of the row.
+            head: of the keys (int64).
+            tiles: of the keys, and after these, of the values.
             place: element of `target` at which the first of these tiles begins.
         """
+        # Lists of neighbouring tokens name the same keys, ranges of decoding are read once.
+        keep = any(c.keys is not None for c in source.clauses)
         at = wgmma.swizzled(self.first, self.piece) + row * STEP * 64
         size = T.bind(select(rows.exists(n), const(16, "uint32"), const(0, "uint32")))
         for order, tile in enumerate(tiles):
-            buffer, start = self.column(self.source.k, tile)
-            base = load(rows.rows, n) * buffer.shape[-1] + start
-            source = self.arguments[buffer].flat.ptr_to([base + cast(self.piece * 8, "int64")])
+            beyond = tile - source.k.dim // 64
+            operand, column = (source.k, tile) if beyond < 0 else (source.v, beyond)
+            buffer, start = self.column(operand, column)
+            own, dim = buffer.shape[-2:]
+            line = cast(load(rows.rows, n), "int64")
+            if own > 1:
+                line = line * own + head
+            base = line * dim + start
+            read = self.arguments[buffer].flat.ptr_to([base + cast(self.piece * 8, "int64")])
             to = target.ptr_to([at + place + order * TILE])
-            if self.keep:
+            if keep:
                 hinted = f"{_COPY}.L2::cache_hint{_AHEAD}"
-                ptx(hinted, to, source, 16, size, const(_KEEP, "uint64"))
+                ptx(hinted, to, read, 16, size, const(_KEEP, "uint64"))
             else:
-                ptx(f"{_COPY}{_AHEAD}", to, source, 16, size)
+                ptx(f"{_COPY}{_AHEAD}", to, read, 16, size)
 
-    def copy_queries(self, token: Value, head: Value, target: Memory, count: int) -> None:
-        """Copy `count` heads from `head` on into tiles of `count` rows; heads beyond are zeros."""
+    def copy_queries(
+        self, token: Value, head: Value, end: Value, target: Memory, count: int
+    ) -> None:
+        """Copy `count` heads from `head` on into tiles of `count` rows; from `end` on are zeros."""
         heads = self.task.q.heads
         for n in range(-(-count // STEP)):
             r = T.bind(self.first + n * STEP)
             h = T.bind(head + r)
-            there = T.bind(h < heads)
+            there = T.bind(h < end)
             near = minimum(h, const(heads - 1, "int32"))
 
             def row(r: Value = r, there: Value = there, near: Value = near) -> None:

@@ -1,9 +1,10 @@
-"""Emit attention on Hopper for many heads of one key head, values a prefix of the keys.
+"""Emit attention on Hopper over lists of keys, for many heads that share them.
 
 A block walks over (token, 64 heads) tiles, and the keys of a token, those of ranges and of lists
 one after the other, in pairs of chunks of 64 keys:
 
-    gather   warp group 2 copies rows of keys into two buffers, half of the columns at a time
+    gather   warp group 2 copies rows of keys, and of values that are no part of them, into two
+             buffers, half of the columns at a time
     even     warp group 0: scores of the even chunk, softmax, values' left columns of both chunks
     odd      warp group 1: scores of the odd chunk, softmax, values' right columns of both chunks
 
@@ -13,7 +14,6 @@ that both shrink their sums alike. The schedule is that of FlashMLA's sparse pre
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sparsegen.codegen.cpu.rows import Arguments
@@ -22,7 +22,10 @@ from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
 from sparsegen.codegen.gpu.boxes import Boxes
 from sparsegen.codegen.gpu.gather import Gather
+from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
+from sparsegen.codegen.gpu.listed_cut import Columns, Cut, Heads
+from sparsegen.codegen.gpu.listed_marks import marks_bytes
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
 from sparsegen.codegen.gpu.slots import STEP, Rows, Slots
@@ -31,49 +34,39 @@ from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, select, 
 from sparsegen.lowering.tasks import AttendTask
 
 
-@dataclass(frozen=True)
-class Cut:
-    """How a kernel is cut.
-
-    blocks          persistent blocks
-    compute, copy   registers of a thread of the computing groups, and of the gathering one
-    boxes           64 neighbouring keys are copied as boxes
-    """
-
-    blocks: int
-    compute: int
-    copy: int
-    boxes: bool
-
-
 def shared_bytes(task: AttendTask) -> int:
     """Return the shared memory a block takes."""
-    tiles = task.q.dim // 64
-    spare = 1 if tiles > task.sources[0].v.dim // 64 else 2
-    return (3 * tiles + spare) * TILE * 2 + 2048
+    columns = Columns.of(task)
+    weights = 1 if _spare(columns) else 2
+    marks = marks_bytes(task.sources[0].v.dim) if columns.apart else 0
+    return (columns.keys + 2 * columns.all + weights) * TILE * 2 + marks + 2048
+
+
+def _spare(columns: Columns) -> bool:
+    """Tell whether there are columns of the keys, no values, that are free after the scores."""
+    return not columns.apart and columns.keys > columns.values
 
 
 class ListedKernel:
     """Emits the function of one task into the current builder frame."""
 
-    def __init__(self, task: AttendTask, cut: Cut, dtype: str, arguments: Arguments) -> None:
+    def __init__(
+        self, task: AttendTask, columns: Columns, cut: Cut, dtype: str, arguments: Arguments
+    ) -> None:
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
-        (self.source,) = task.sources
-        self.tiles = task.q.dim // 64
-        self.dim = self.source.v.dim
+        self.columns = columns
+        self.dim = task.sources[0].v.dim
         self.half = self.dim // 2  # columns of the values of a computing group
-        self.left = range(self.half // 64)
-        self.right = range(self.half // 64, self.tiles)
-        self.groups = -(-task.q.heads // ROWS)
+        self.halves = columns.halves()
+        self.heads = Heads.of(task, ROWS)
         self.rate = task.scale * LOG2E
 
     def emit(self) -> None:
         """Emit the launch and the body."""
         tokens = cast(load(self.arguments.cu_q, self.arguments.batch), "int32")
         self.boxes = Boxes(self.task, self.arguments) if self.cut.boxes else None
-        T.device_entry()
         # Registers pass from group to group, so how many a block starts with must be known.
-        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
+        with device(), T.attr({"tirx.launch_bounds_min_blocks_per_sm": 1}):
             self._emit(tokens)
 
     def _emit(self, tokens: Value) -> None:
@@ -82,7 +75,7 @@ class ListedKernel:
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([3 * GROUP])
         self.thread = T.bind(thread % GROUP)
-        self.count = T.bind(tokens * self.groups)
+        self.count = T.bind(tokens * self.heads.count)
         self._allocate()
         pipeline.init(self.barriers, thread)
         with T.If(group < 1):
@@ -99,21 +92,22 @@ class ListedKernel:
 
     def _allocate(self) -> None:
         pool = T.SMEMPool()
-        tiles, dtype = self.tiles, self.dtype
-        self.queries = pool.alloc((tiles * TILE,), dtype, align=1024)
-        self.keys = [pool.alloc((tiles * TILE,), dtype, align=1024) for _ in range(2)]
+        columns, dtype = self.columns, self.dtype
+        self.queries = pool.alloc((columns.keys * TILE,), dtype, align=1024)
+        self.keys = [pool.alloc((columns.all * TILE,), dtype, align=1024) for _ in range(2)]
         odd = pool.alloc((TILE,), dtype, align=1024)
-        # Columns that are no values are free once the scores are there.
-        if tiles > self.dim // 64:
-            even, self.first = self.keys[0], self.dim // 64 * TILE
+        if _spare(columns):
+            even, self.first = self.keys[0], columns.values * TILE
         else:
             even, self.first = pool.alloc((TILE,), dtype, align=1024), 0
         self.weights = [even, odd]
-        self.top = pool.alloc((ROWS,), "float32", align=16)
+        self.tops = [pool.alloc((ROWS,), "float32", align=16) for _ in range(2)]
         self.sums = pool.alloc((2 * ROWS,), "float32", align=16)
         self.bias = pool.alloc((2 * ROWS,), "float32", align=16)
         self.last = pool.alloc((4,), "int32", align=16)
         self.steps = pool.alloc((1,), "int32", align=16)
+        if columns.apart:
+            self.odd, self.seen = (pool.alloc((n,), "int32", align=4) for n in (8, 2 * self.dim))
         converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
         self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
         self.query_free = Barrier.allocate(pool, GROUP)
@@ -122,9 +116,10 @@ class ListedKernel:
             [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
         )
         self.known = Barrier.allocate(pool, 16)
+        self.told = [Barrier.allocate(pool, 4) for _ in range(2)]  # maxima, by computing group
         pool.commit()
         self.barriers = [
-            self.query_ready, self.query_free, self.known,
+            self.query_ready, self.query_free, self.known, *self.told,
             *(b for kind in (self.ready, self.free) for pair in kind for b in pair),
         ]  # fmt: skip
 
@@ -142,19 +137,20 @@ class ListedKernel:
 
     def _gather_tile(self, tile: Value, turn: Value) -> None:
         gather, keys = self.gather, 2 * ROWS
-        place = gather.place(T.bind(tile // self.groups))
+        token, heads = T.bind(tile // self.heads.count), self.heads
+        first = heads.bounds(tile)[0] if heads.shared < heads.all else const(0, "int32")
+        place = gather.place(token, first)
         slots = place.slots
         last = slots.last(self.thread, self.lane, self.warp, self.last, SCAN)
         pairs = T.bind(maximum((last + (keys - 1)) // keys, const(1, "int32")))
-        rows = Rows(slots, self.source, gather.first, keys // STEP)
+        rows = Rows(slots, gather.first, keys // STEP)
         rows.fetch(const(0, "int32"))
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the tile before when they free its queries.
         with T.If(self.thread < 1), T.Then():
             store(self.steps, pairs, 0)
             self.query_ready.arrive()
-        head = T.bind(tile % self.groups * ROWS)
-        gather.copy_queries(place.token, head, self.queries, ROWS)
+        gather.copy_queries(place.token, *heads.bounds(tile), self.queries, ROWS)
         self.query_ready.arrive_after_copies()
         if self.query_ready.arrivals > GROUP + 1:
             self.query_ready.arrive()
@@ -172,7 +168,7 @@ class ListedKernel:
             # In the order in which the computing groups let go of them.
             for order, (buffer, half) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
                 self.free[buffer][half].wait(phase)
-                self._copy_half(rows, buffer, half, boxes)
+                self._copy_half(rows, place.key, buffer, half, boxes)
                 if order == 1:
                     with T.If(more), T.Then():
                         rows.resolve(start)
@@ -197,15 +193,19 @@ class ListedKernel:
         return found
 
     def _copy_half(
-        self, rows: Rows, buffer: int, half: int, boxes: list[tuple[Value, Value]]
+        self, rows: Rows, head: Value, buffer: int, half: int, boxes: list[tuple[Value, Value]]
     ) -> None:
         gather, ready = self.gather, self.ready[buffer][half]
-        tiles = (self.left, self.right)[half]
-        place = const(tiles[0] * TILE, "int32")
+        runs = [(tiles, const(tiles.start * TILE, "int32")) for tiles in self.halves[half]]
 
         def by_rows() -> None:
+            rows.each_source(buffer, copy)
+
+        def copy(which: int) -> None:
+            source, target = self.task.sources[which], self.keys[buffer]
             for n in range(ROWS // STEP):
-                gather.copy_keys(rows, 4 * buffer + n, n, tiles, self.keys[buffer], place)
+                for tiles, place in runs:
+                    gather.copy_keys(source, rows, 4 * buffer + n, n, head, tiles, target, place)
 
         if self.boxes is None:
             by_rows()
@@ -214,7 +214,7 @@ class ListedKernel:
         whole, row = boxes[buffer]
         with T.If(whole):
             with T.Then():
-                self.boxes.copy(gather, tiles, row, self.keys[buffer], place, ready)
+                self.boxes.copy(gather, *runs[0], row, self.keys[buffer], ready)
             with T.Else():
                 # Seldom, so that computing groups need no fence for boxes.
                 by_rows()

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E, load_f32
 from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.launch import across, add
+from sparsegen.codegen.gpu.launch import FULL, across, add
+from sparsegen.codegen.gpu.listed_marks import Marks
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet, pass_by
 from sparsegen.codegen.gpu.wgmma import TILE
@@ -34,9 +35,9 @@ BOTH = 2 * GROUP
 NEVER = float("-inf")
 LOW = -1e30  # a maximum before any score
 LN2 = 0.6931471805599453
-# Named barriers: the maximum of even and of odd, their weights, their sums, their outputs
-# (one each), and the end of a list.
-TOP_EVEN, TOP_ODD, WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN = 1, 2, 3, 4, 5, 6, 8
+# Named barriers: the weights of even and of odd, their sums, their outputs (one each), and the end
+# of a list.
+WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN = 1, 2, 3, 4, 6
 
 
 class Computing:
@@ -52,13 +53,15 @@ class Computing:
         self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
         self.next, self.shrink = scratch(2, "float32"), scratch(2, "float32")
         keys, weights = kernel.keys, kernel.weights
-        column = self.side * (self.half // 64) * TILE
+        column = (kernel.columns.first + self.side * (self.half // 64)) * TILE
         self.queries = wgmma.descriptor(wgmma.ALONG, kernel.queries.ptr_to([0]))
         self.keys = wgmma.descriptor(wgmma.ALONG, keys[self.side].ptr_to([0]))
         self.values = [wgmma.descriptor(wgmma.ACROSS, k.ptr_to([column])) for k in keys]
         first = (kernel.first, 0)[1 - self.side]
         other = weights[1 - self.side].ptr_to([first])
         self.others = wgmma.descriptor(wgmma.ALONG, other)
+        apart = kernel.columns.apart
+        self.marks = Marks(kernel, self.side, OUT + self.side) if apart else None
 
     def run(self) -> None:
         """Emit the loop over the tiles."""
@@ -90,7 +93,7 @@ class Computing:
             ready.wait_tensor(phase)
         else:
             ready.wait(phase)
-        tiles = (kernel.left, kernel.right)[half]
+        tiles = kernel.halves[half][0]
         # A compiler that knows the descriptors keeps one per product in registers, and spills.
         queries, keys = wgmma.opaque(self.queries), wgmma.opaque(self.keys)
         wgmma.scores(self.scores, queries, keys, tiles, self.dtype, clear=clear)
@@ -137,10 +140,14 @@ class Computing:
     def _tell_top(self) -> None:
         with T.If(self.lane % 4 < 1), T.Then():
             for half in range(2):
-                store(self.kernel.top, load(self.peak, half), self.thread // 4 * 2 + half)
+                at = self.thread // 4 * 2 + half
+                store(self.kernel.tops[self.side], load(self.peak, half), at)
+        ptx("bar.warp.sync", const(FULL, "uint32"))
+        with T.If(self.lane < 1), T.Then():
+            self.kernel.told[self.side].arrive()
 
     def _told_top(self, half: int) -> Value:
-        return load(self.kernel.top, self.thread // 4 * 2 + half)
+        return load(self.kernel.tops[1 - self.side], self.thread // 4 * 2 + half)
 
     def _finish(self, tile: Value) -> None:
         """Write the columns of this group, and the even one the lse."""
@@ -152,9 +159,11 @@ class Computing:
             for half in range(2):
                 at = self.side * ROWS + self.thread // 4 * 2 + half
                 store(kernel.sums, load(self.total, half), at)
+        if self.marks is not None:
+            self.marks.note(self.out, self.half // 2)
         meet(SUMS, BOTH)
-        token = T.bind(tile // kernel.groups)
-        head = T.bind(tile % kernel.groups * ROWS)
+        token = T.bind(tile // kernel.heads.count)
+        head, end = kernel.heads.bounds(tile)
         base = T.bind(cast(token, "int64") * task.q.heads)
         for half in range(2):
             other = load(kernel.sums, (1 - self.side) * ROWS + self.thread // 4 * 2 + half)
@@ -165,51 +174,65 @@ class Computing:
             if task.sink is not None:
                 near = minimum(h, const(task.q.heads - 1, "int32"))
                 flat = kernel.arguments[task.sink].flat
-                sink = load_f32(flat, task.sink.dtype, cast(near, "int64"))
+                # Else an address that all tiles share waits in registers, of which none is left.
+                at = cast(wgmma.opaque(cast(near, "uint64")), "int64")
+                sink = load_f32(flat, task.sink.dtype, at)
                 whole = T.bind(total + T.exp2(sink * const(LOG2E, "float32") - peak))
             inverse = const(1.0, "float32") / whole
             store(self.shrink, select(equal(total, zero), zero, inverse), half)
             if task.lse is not None and self.side == 0:
-                ours = T.And(self.lane % 4 < 1, h < task.q.heads)
+                ours = T.And(self.lane % 4 < 1, h < end)
                 with T.If(ours), T.Then():
                     lse = T.log(total) + peak * const(LN2, "float32")
                     lse = select(equal(total, zero), const(NEVER, "float32"), lse)
                     store(kernel.arguments[task.lse].flat, lse, base + cast(h, "int64"))
-        self._write(base, head)
+        if self.marks is not None:
+            self._mark(self.marks, token, head)
+        self._write(base, head, end)
         # Boxes are written by another proxy than outputs were.
         if kernel.boxes is not None:
             pipeline.fence_tensor()
         kernel.free[1][self.side].arrive()
 
-    def _write(self, base: Value, head: Value) -> None:
+    def _mark(self, marks: Marks, token: Value, head: Value) -> None:
+        """Replace sums by what is not finite among the values."""
+        with T.If(marks.any(range(self.side, self.side + 1))), T.Then():
+            each = self.half // 64
+            marks.find(token, head, range(self.side * each, (self.side + 1) * each))
+            for n in range(self.half // 2):
+                column = self.side * self.half + self.lane % 4 * 2 + (n // 4 * 8 + n % 2)
+                store(self.out, marks.mark(load(self.out, n), column), n)
+
+    def _write(self, base: Value, head: Value, end: Value) -> None:
         """Bring outputs through the odd buffer into rows of 16-byte pieces."""
         kernel, task = self.kernel, self.kernel.task
         flat = kernel.arguments[task.o].flat
         if task.o.dtype != self.dtype:
-            self._write_wide(flat, base, head)
+            self._write_wide(flat, base, head, end)
             return
         staged = kernel.keys[1]
         first, piece = T.bind(self.thread // 8), T.bind(self.thread % 8)
         for n in range(self.half // 64):
             tile = self.side * (self.half // 64) + n
+            place = (kernel.columns.first + tile) * TILE
             wgmma.pack_tile(self.packed, self.out, self.dtype, 32 * n, self.shrink)
-            wgmma.store_tile(self.packed, staged, tile * TILE, self.warp, self.lane)
+            wgmma.store_tile(self.packed, staged, place, self.warp, self.lane)
             meet(OUT + self.side, GROUP)
             for r in range(4):
                 row = T.bind(head + (first + 16 * r))
-                with T.If(row < task.q.heads), T.Then():
+                with T.If(row < end), T.Then():
                     at = (base + cast(row, "int64")) * kernel.dim + (tile * 64)
-                    there = tile * TILE + wgmma.swizzled(first, piece) + r * 16 * 64
+                    there = place + wgmma.swizzled(first, piece) + r * 16 * 64
                     value = load(staged, there, lanes=8)
                     store(flat, value, at + cast(piece * 8, "int64"))
 
-    def _write_wide(self, flat: Memory, base: Value, head: Value) -> None:
+    def _write_wide(self, flat: Memory, base: Value, head: Value, end: Value) -> None:
         """Write float32, in pairs that fill sectors."""
-        kernel, task = self.kernel, self.kernel.task
+        kernel = self.kernel
         column = self.side * self.half + self.lane % 4 * 2
         for half in range(2):
             h = T.bind(head + self.warp * 16 + self.lane // 4 + 8 * half)
-            with T.If(h < task.q.heads), T.Then():
+            with T.If(h < end), T.Then():
                 at = T.bind((base + cast(h, "int64")) * kernel.dim + cast(column, "int64"))
                 for n in range(self.half // 8):
                     for c in range(2):
@@ -236,7 +259,6 @@ class Even(Computing):
             kernel.known.wait(phase)
             self._softmax(self.peak)
             self._tell_top()
-            pass_by(TOP_EVEN, BOTH)
             self._hold()
             wgmma.begin()
             wgmma.weigh(self.out, self.half, self.packed, self.values[0], self.dtype)
@@ -244,7 +266,7 @@ class Even(Computing):
             wgmma.wait(0)
             self._hold()
             kernel.free[0][0].arrive()
-            meet(TOP_ODD, BOTH)
+            kernel.told[1].wait(phase)
             for half in range(2):
                 top = T.bind(self._told_top(half))
                 ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - top)
@@ -288,12 +310,13 @@ class Odd(Computing):
             phase = T.bind(before + get(pair))
             wgmma.begin()
             self._add_scores(1, phase, clear=True)
-            self._add_scores(0, phase, clear=False)
+            # Keys of 64 columns have no right ones.
+            self._add_scores(0, phase, clear=not kernel.halves[1][0])
             wgmma.commit()
             wgmma.wait(0)
             wgmma.hold(self.scores, 32)
             kernel.known.wait(phase)
-            meet(TOP_EVEN, BOTH)
+            kernel.told[0].wait(phase)
             # Both groups have the scores of their last chunks.
             with T.If(get(pair) + 1 >= self.pairs), T.Then():
                 kernel.query_free.arrive()
@@ -301,7 +324,6 @@ class Odd(Computing):
                 store(self.next, self._told_top(half), half)
             self._softmax(self.next)
             self._tell_top()
-            pass_by(TOP_ODD, BOTH)
             self._hold()
             wgmma.begin()
             wgmma.weigh(self.out, self.half, self.packed, self.values[1], self.dtype)

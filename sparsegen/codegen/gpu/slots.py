@@ -1,7 +1,11 @@
-"""Number the keys that one token sees: ranges one after the other, then the items of lists."""
+"""Number the keys that one token sees: ranges one after the other, then the items of lists.
+
+Keys of several sources begin at multiples of CHUNK slots, so that a chunk has keys of one source.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.lists import TokenLists
@@ -16,6 +20,7 @@ from sparsegen.codegen.tvm import (
     Value,
     cast,
     const,
+    equal,
     load,
     maximum,
     minimum,
@@ -28,6 +33,7 @@ from sparsegen.lowering.tasks import Clause, KeySource
 from sparsegen.lowering.tasks import Rows as Kind
 
 _BATCH = 16  # loads that wait together
+CHUNK = 64  # slots that are copied together
 STEP = 16  # rows of a chunk that a warp group copies at a time, eight threads each
 
 
@@ -38,8 +44,9 @@ def sure(clause: Clause) -> bool:
 
 @dataclass(frozen=True)
 class _Stretch:
-    """The slots start <= n < start + size of one clause (int32)."""
+    """The slots start <= n < start + size of one clause (int32), and the number of its source."""
 
+    source: int
     clause: Clause
     bounds: Bounds
     found: TokenLists | None
@@ -48,24 +55,38 @@ class _Stretch:
 
 
 class Slots:
-    """The keys of one token at position `i`; `count` slots (int32), some of which hold none."""
+    """The keys of a query head at position `i`; `count` slots (int32), some of which hold none."""
 
-    def __init__(self, view: ThreadView, source: KeySource, i: Value) -> None:
-        self.view, self.i = view, i
-        length = T.bind(view.sequence.count(source.k.rows))
+    def __init__(
+        self, view: ThreadView, sources: tuple[KeySource, ...], i: Value, head: Value
+    ) -> None:
+        self.view, self.sources, self.i = view, sources, i
+        lengths = [T.bind(view.sequence.count(s.k.rows)) for s in sources]
         none = const(0, "int32")
         self.stretches: list[_Stretch] = []
         self.count: Value = none
-        for clause in source.clauses:
-            bounds = view._hull(clause, length, i, i)
+        clauses = [(n, clause) for n, source in enumerate(sources) for clause in source.clauses]
+        # Lists come last, for what pads the last of them is left away.
+        for n, clause in sorted(clauses, key=lambda c: c[1].keys is not None):
+            bounds = view._hull(clause, lengths[n], i, i)
             found = None
             if clause.keys is None:
                 size = T.bind(maximum(bounds.hi - bounds.lo, none))
             else:
-                found = view.list_of(clause.keys.member, i, none)
+                found = view.list_of(clause.keys.member, i, head)
                 size = T.bind(found.width * clause.keys.granule)
-            self.stretches.append(_Stretch(clause, bounds, found, self.count, size))
+            if self.stretches and self.stretches[-1].source != n:
+                self.count = T.bind((self.count + (CHUNK - 1)) // CHUNK * CHUNK)
+            self.stretches.append(_Stretch(n, clause, bounds, found, self.count, size))
             self.count = T.bind(self.count + size)
+
+    def source_of(self, slot: Value) -> Value:
+        """Return the number of the source (int32) of the chunk that `slot` is the first of."""
+        found = cell("int32", const(self.stretches[0].source, "int32"))
+        for s in self.stretches[1:]:
+            with T.If(slot >= s.start), T.Then():
+                put(found, const(s.source, "int32"))
+        return T.bind(get(found))
 
     def raw(self, slot: Value) -> Value:
         """Return what memory says about a slot: a key of a range, an item of a list, or -1."""
@@ -171,16 +192,30 @@ def row_of(sequence: Sequence, rows: Kind, key: Value, page: Value | None) -> Va
 class Rows:
     """The rows of a chunk that one thread copies, one chunk ahead: `count`, STEP slots apart.
 
-    rows    int64 [count], of the chunk at hand
-    there   int32, bit n tells whether row n exists
+    rows     [count] of the chunk at hand, int32 or int64
+    there    int32, bit n tells whether row n exists
+    sources  int32 [chunks], the number of the source of every CHUNK slots; unless there is one
     """
 
-    def __init__(self, slots: Slots, source: KeySource, first: Value, count: int) -> None:
-        self.slots, self.kind, self.first, self.count = slots, source.k.rows, first, count
+    def __init__(self, slots: Slots, first: Value, count: int) -> None:
+        self.slots, self.first, self.count = slots, first, count
+        self.kinds = [s.k.rows for s in slots.sources]
         self.keys = scratch(count, "int32")
-        self.rows = scratch(count, "int64")
+        several = len(self.kinds) > 1
+        # Several sources leave few registers. Rows are less than 2^31, for each takes 128 bytes.
+        self.kind = "int32" if several else "int64"
+        self.rows = scratch(count, self.kind)
+        self.starts = [
+            T.bind(cast(slots.view.sequence.row(k, const(0, "int32")), "int32"))
+            if several and not k.paged else None
+            for k in self.kinds
+        ]  # fmt: skip
         self.there = cell("int32", const(0, "int32"))
-        self.pages = scratch(count, "int32") if self.kind.paged else None
+        self.pages = scratch(count, "int32") if any(k.paged for k in self.kinds) else None
+        self.chunks = count * STEP // CHUNK
+        self.sources, self.ahead = (
+            scratch(self.chunks, "int32") if several else None for _ in range(2)
+        )
 
     def fetch(self, start: Value) -> None:
         """Start to read the slots of a chunk, the first of which is `start`."""
@@ -190,27 +225,60 @@ class Rows:
     def resolve(self, start: Value) -> None:
         """Turn what was read into keys, and start to look their pages up."""
         sequence = self.slots.view.sequence
+        if len(self.kinds) > 1:
+            for n in range(self.chunks):
+                store(self.ahead, self.slots.source_of(T.bind(start + n * CHUNK)), n)
         for n in range(self.count):
             slot = T.bind(start + (n * STEP) + self.first)
             key = self.slots.key(slot, load(self.keys, n))
             store(self.keys, key, n)
-            if self.pages is not None:
-                page = cell("int32", const(0, "int32"))
-                with T.If(key >= 0), T.Then():
-                    put(page, page_of(sequence, self.kind, key))
-                store(self.pages, get(page), n)
+            if self.pages is None:
+                continue
+            page = cell("int32", const(0, "int32"))
+            for which, kind in enumerate(self.kinds):
+                if kind.paged:
+                    with T.If(self._of(self.ahead, n, which, key >= 0)), T.Then():
+                        put(page, page_of(sequence, kind, key))
+            store(self.pages, get(page), n)
+
+    def _of(self, sources: Memory, n: int, which: int, condition: Value) -> Value:
+        """Return a condition that holds only if row n is of a source."""
+        if len(self.kinds) == 1:
+            return condition
+        return T.And(condition, equal(load(sources, n * STEP // CHUNK), const(which, "int32")))
 
     def take(self) -> None:
         """Make the chunk that was looked up the one at hand."""
         zero = const(0, "int32")
         put(self.there, zero)
+        if len(self.kinds) > 1:
+            for n in range(self.chunks):
+                store(self.sources, load(self.ahead, n), n)
         for n in range(self.count):
             key = T.bind(load(self.keys, n))
             bit = select(key >= 0, const(1 << n, "int32"), zero)
             put(self.there, T.bitwise_or(get(self.there), bit))
             near = T.bind(maximum(key, zero))
-            page = None if self.pages is None else load(self.pages, n)
-            store(self.rows, row_of(self.slots.view.sequence, self.kind, near, page), n)
+
+            def row(which: int, n: int = n, near: Value = near) -> None:
+                kind, start = self.kinds[which], self.starts[which]
+                page = load(self.pages, n) if kind.paged else None
+                if start is not None:
+                    row = near + start
+                else:
+                    row = row_of(self.slots.view.sequence, kind, near, page)
+                store(self.rows, cast(row, self.kind), n)
+
+            self.each_source(n * STEP // CHUNK, row)
+
+    def each_source(self, chunk: int, body: Callable[[int], None]) -> None:
+        """Emit body(number of a source) for each source, to be run for that of a chunk at hand."""
+        if len(self.kinds) == 1:
+            body(0)
+            return
+        for which in range(len(self.kinds)):
+            with T.If(equal(load(self.sources, chunk), const(which, "int32"))), T.Then():
+                body(which)
 
     def exists(self, n: int) -> Value:
         """Tell whether row n of the chunk at hand is a key that is seen."""

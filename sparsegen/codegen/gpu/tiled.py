@@ -6,8 +6,10 @@ A block of threads takes items, tiles of queries of neighbouring heads, one afte
     compute  each other warp group has 64 rows, (token, head) pairs, and skips what it does not see
 
 Lists of blocks are united first (`union`): the tokens of an item walk each block that one of them
-selects once. What tensor cores cannot do as the contract has it, a NaN among values that one row
-sees and another does not, or an index listed twice, is put down and done again by `mma` at the end.
+selects once. Short blocks share a chunk, as many as it has room for; a bit for each row and block
+says who sees which, and all rows of a warp group pay for a block that one of them sees. What tensor
+cores cannot do as the contract has it, a NaN among values that one row sees and another does not,
+or an index listed twice, is put down and done again by `mma` at the end.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ class TiledKernel:
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
-        self.meta_words = 2 + (member_words(cut) if self.listed else 0)
+        # What is told about a chunk, for each of its blocks: where it starts, what the warp groups
+        # do with the chunk, and who sees the block.
+        self.block_words = 2 + (member_words(cut) if self.listed else 0)
+        self.meta_words = cut.parts * self.block_words
 
     def emit(self) -> None:
         """Emit the launches: lists and counters, attention, repairs."""
@@ -91,7 +96,7 @@ class TiledKernel:
 
         def keys(source: KeySource) -> tuple[tma.Source, tma.Source]:
             k, v = (
-                tma.Source.make(x, self.arguments, spare, heads=1, rows=cut.keys, pitch=cut.keys)
+                tma.Source.make(x, self.arguments, spare, heads=1, rows=cut.box, pitch=cut.keys)
                 for x in (source.k, source.v)
             )
             return k, v
@@ -120,9 +125,12 @@ class TiledKernel:
             with T.Then():
                 pipeline.give_registers(cut.copy)
                 with T.If(self.warp < 1), T.Then():
-                    elected = T.bind(T.cuda.elect_sync())
-                    with T.If(elected > const(0, "uint32")), T.Then():
+                    if cut.boxes > 1:
                         Feed(self, queries, sources).run()
+                    else:
+                        elected = T.bind(T.cuda.elect_sync())
+                        with T.If(elected > const(0, "uint32")), T.Then():
+                            Feed(self, queries, sources).run()
             with T.Else():
                 pipeline.take_registers(cut.compute)
                 Compute(self).run()
@@ -139,14 +147,15 @@ class TiledKernel:
         self.info = pool.alloc((self.info_slots * self.info_words,), "int32", align=16)
         self.told = pool.alloc((cut.groups,), "int32", align=16)
         readers = 4 * cut.groups
-        self.keys_ready, self.values_ready = (Ring.allocate(pool, stages, 1) for _ in range(2))
-        self.keys_free, self.values_free = (Ring.allocate(pool, stages, readers) for _ in range(2))
+        self.keys_ready, self.values_free = (Ring.allocate(pool, stages, n) for n in (1, readers))
         self.item_ready = Ring.allocate(pool, cut.queries, 1)
         self.item_free = Ring.allocate(pool, cut.queries, readers)
-        self.rings = (
-            self.keys_ready, self.keys_free, self.values_ready, self.values_free,
-            self.item_ready, self.item_free,
-        )  # fmt: skip
+        self.rings = [self.keys_ready, self.values_free, self.item_ready, self.item_free]
+        self.values_ready, self.keys_free = self.keys_ready, self.values_free
+        if not cut.joint:
+            self.values_ready = Ring.allocate(pool, stages, 1)
+            self.keys_free = Ring.allocate(pool, stages, readers)
+            self.rings += [self.values_ready, self.keys_free]
         pool.commit()
 
     # --- what the feed tells ---------------------------------------------------------------------

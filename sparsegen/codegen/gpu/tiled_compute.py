@@ -99,11 +99,12 @@ class Compute:
 
     def _skip(self) -> None:
         kernel = self.kernel
-        # Values of the stage must not be asked for again before the last reader has them.
-        kernel.values_ready.wait(self.at)
-        # Nor may one lane let go of it while another still polls its barrier.
-        ptx("bar.warp.sync", const(FULL, "uint32"))
-        self._release(kernel.keys_free, self.at.stage)
+        if not self.cut.joint:
+            # Values of the stage must not be asked for again before the last reader has them.
+            kernel.values_ready.wait(self.at)
+            # Nor may one lane let go of it while another still polls its barrier.
+            ptx("bar.warp.sync", const(FULL, "uint32"))
+            self._release(kernel.keys_free, self.at.stage)
         self._release(kernel.values_free, self.at.stage)
         self._next()
 
@@ -115,12 +116,13 @@ class Compute:
         if chunk.seen is None:
             self._weigh(chunk)
         else:
-            with T.If(weights.any(T.Or(*chunk.seen))):
+            with T.If(weights.any(chunk.some())):
                 with T.Then():
                     self._weigh(chunk)
                 with T.Else():
                     weights.clear()
-        kernel.values_ready.wait(self.at)
+        if not self.cut.joint:
+            kernel.values_ready.wait(self.at)
         self._sum_alone(self.at.stage)
         self._next()
 
@@ -186,7 +188,8 @@ class Compute:
 
     def _scored(self) -> None:
         """Give back what the scores were made of."""
-        self._release(self.kernel.keys_free, self.at.stage)
+        if not self.cut.joint:
+            self._release(self.kernel.keys_free, self.at.stage)
         with T.If(get(self.left) < 2), T.Then():
             self._give_queries_back()
 
@@ -200,6 +203,8 @@ class Compute:
         put(self.before_parity, self.at.parity)
 
     def _wait_values(self) -> None:
+        if self.cut.joint:
+            return
         pointer = self.kernel.values_ready.pointer(get(self.before))
         T.evaluate(T.cuda.mbarrier_wait(pointer, get(self.before_parity)))
 

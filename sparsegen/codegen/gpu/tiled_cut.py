@@ -33,11 +33,14 @@ class Cut:
     heads, tokens  rows of a warp group: `tokens` by `heads`, at most 64
     groups         warp groups that compute
     keys           keys of a chunk
+    block          keys of a chunk that are of one listed block: all, or it has several blocks
+    box            keys that the copy engine loads at once: of one block, and of one page
     stages         chunks in shared memory
     queries        items whose queries are in shared memory
     resident       panels of 64 columns of the queries that stay in registers
     ahead          scores of the next chunk are computed beside the values of this one
     patience       a maximum that grows by less, in powers of two, leaves the sums as they are
+    joint          keys and values of a chunk arrive, and are given back, at once
     compute, copy  registers of a thread that computes, and of one that feeds
     blocks         persistent blocks
     """
@@ -46,11 +49,14 @@ class Cut:
     tokens: int
     groups: int
     keys: int
+    block: int
+    box: int
     stages: int
     queries: int
     resident: int
     ahead: bool
     patience: int
+    joint: bool
     compute: int
     copy: int
     blocks: int
@@ -64,6 +70,16 @@ class Cut:
     def threads(self) -> int:
         """Return the threads of a block."""
         return GROUP * (self.groups + 1)
+
+    @property
+    def parts(self) -> int:
+        """Return the listed blocks of a chunk."""
+        return self.keys // self.block
+
+    @property
+    def boxes(self) -> int:
+        """Return the boxes of a chunk."""
+        return self.keys // self.box
 
 
 def rows_of(task: AttendTask) -> tuple[int, int]:
@@ -82,7 +98,11 @@ def clauses_of(task: AttendTask) -> list[tuple[KeySource, Clause]]:
 def shared_bytes(task: AttendTask, cut: Cut) -> int:
     """Return the shared memory a block takes, some padding included."""
     stage = cut.keys * (task.q.dim + task.sources[0].v.dim) * 2
-    return cut.stages * (stage + 128) + cut.queries * cut.groups * ROWS * task.q.dim * 2 + 2048
+    return (
+        cut.stages * (stage + 128 * cut.parts)
+        + cut.queries * cut.groups * ROWS * task.q.dim * 2
+        + 2048
+    )
 
 
 def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:

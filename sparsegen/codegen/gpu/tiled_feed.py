@@ -1,27 +1,36 @@
-"""Feed the groups that compute `tiled` attention: one thread takes items and starts all loads."""
+"""Feed the groups that compute `tiled` attention: one thread takes items and starts all loads.
+
+Where a chunk is several boxes, of blocks that are listed apart or of pages that are shorter than a
+chunk, the lanes of a warp do so together: each finds out where its box lies, and loads it; one
+arrives at barriers, for all bytes of the chunk. It costs a copy for each box and 64 columns instead
+of one for all of them, some agreeing among lanes, and where a list ends in the middle of a chunk,
+its last block again.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
-from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
-from sparsegen.codegen.gpu.ring import Cursor
+from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.gpu.launch import FULL, across
+from sparsegen.codegen.gpu.mma import ptx
+from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import (
     CLAUSE_BIT,
-    FACTS,
     MASKED,
-    ROWS,
     SKIP,
     SURE,
     entry_words,
     group_words,
     member_words,
 )
-from sparsegen.codegen.gpu.tma import Source
-from sparsegen.codegen.gpu.union import list_at
+from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, tell
+from sparsegen.codegen.gpu.tiled_weights import uniform
+from sparsegen.codegen.gpu.tma import COLUMNS, Source
 from sparsegen.codegen.tvm import (
     Memory,
     T,
@@ -42,20 +51,8 @@ if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
 
 
-@dataclass(frozen=True)
-class _Item:
-    """An item: what its warp groups see of each clause, and where its united list is."""
-
-    sequence: Sequence
-    head: Value
-    hulls: list[list[Bounds]]  # by warp group, by clause
-    present: list[Value]
-    blocks: Value | None  # of the united list
-    united: Value | None  # where it starts
-
-
 class Feed:
-    """The thread that feeds a block."""
+    """The thread that feeds a block, or the warp."""
 
     def __init__(
         self, kernel: TiledKernel, queries: Source, sources: list[tuple[Source, Source]]
@@ -65,6 +62,14 @@ class Feed:
         self.at = Cursor(kernel.cut.stages)
         self.item_at = Cursor(kernel.cut.queries)
         self.turn = cell("int32", const(0, "int32"))
+        self.sent = cell("int32", const(0, "int32"))  # chunks of the item
+        self.alone = self.cut.boxes == 1
+        # The box of this lane; lanes beyond the boxes do what the first ones do, but load nothing.
+        self.box = self.block = const(0, "int32")
+        if not self.alone:
+            self.box = T.bind(kernel.lane % self.cut.boxes)
+        if self.cut.parts > 1:
+            self.block = T.bind(self.box * self.cut.box // self.cut.block)
 
     def run(self) -> None:
         """Emit the loop over items."""
@@ -74,12 +79,37 @@ class Feed:
             self._take(T.bind(cast(get(item), "int64")))
             put(item, self._next())
         kernel.item_free.wait_before(self.item_at)
-        store(kernel.info, const(0, "int32"), self._base())
-        kernel.item_ready.arrive(self.item_at.stage)
+        with self._one_lane():
+            store(kernel.info, const(0, "int32"), self._base())
+            kernel.item_ready.arrive(self.item_at.stage)
 
     def _next(self) -> Value:
-        state = self.kernel.state
-        return T.bind(T.cuda.atomic_add(state.ptr_to([0]), const(1, "int32")))
+        taken = T.cuda.atomic_add(self.kernel.state.ptr_to([0]), const(1, "int32"))
+        if self.alone:
+            return T.bind(taken)
+        found = cell("int32", const(0, "int32"))
+        with self._one_lane():
+            put(found, taken)
+        return uniform(get(found))
+
+    @contextmanager
+    def _one_lane(self) -> Iterator[None]:
+        """Let one lane do what is emitted inside."""
+        if self.alone:
+            yield
+        else:
+            with T.If(self.kernel.lane < 1), T.Then():
+                yield
+
+    def _wait(self, ring: Ring, at: Cursor) -> None:
+        """Wait until a stage is given back, all lanes: one may not go on while another polls."""
+        ring.wait_before(at)
+        self._join()
+
+    def _join(self) -> None:
+        """Wait for what the other lanes wrote."""
+        if not self.alone:
+            ptx("bar.warp.sync", const(FULL, "uint32"))
 
     def _base(self) -> Value:
         return T.bind(get(self.turn) % self.kernel.info_slots * self.kernel.info_words)
@@ -91,68 +121,43 @@ class Feed:
         group = T.bind(number // kernel.tiles)
         sequence, first = find_tile(kernel.arguments, cut.all_tokens, tile)
         with T.If(first < sequence.n_q), T.Then():
-            head = T.bind(cast(group, "int32") * cut.heads)
-            item = self._look(sequence, first, head, tile, group)
-            kernel.item_free.wait_before(self.item_at)
-            entry = cast((group * kernel.tiles + tile) * cut.groups, "int32")
-            self._tell(item, first, T.bind(entry))
-            self._load_queries(item, first)
-            self.item_at.advance()
-            put(self.turn, get(self.turn) + 1)
+            item = look(kernel, sequence, first, tile, group)
+            self.early = self._early
+            begin = partial(self._begin, item)
+            if not self.early:
+                begin()
+            put(self.sent, const(0, "int32"))
             for n, (source, clause) in enumerate(kernel.clauses):
+                self.begin = begin if n == 0 and self.early else None
                 if clause.keys is None:
                     self._range(item, n, source)
                 else:
                     self._list(item, n, source, clause)
+                if self.begin is not None:
+                    with T.If(get(self.sent) <= self.early), T.Then():
+                        begin()
 
-    def _look(
-        self, sequence: Sequence, first: Value, head: Value, tile: Value, group: Value
-    ) -> _Item:
-        kernel, cut = self.kernel, self.cut
-        hulls, presents = [], []
-        none = const(0, "int32")
-        for g in range(cut.groups):
-            view, present = kernel.group_view(sequence, first, g)
-            some = T.bind(present > 0)
-            mine = []
-            for source, clause in kernel.clauses:
-                length = T.bind(sequence.count(source.k.rows))
-                last = T.bind(view.i_min + view.present - 1)
-                found = view._hull(clause, length, view.i_min, last)
-                ends = [T.bind(select(some, e, none)) for e in (found.lo, found.hi)]
-                mine.append(Bounds(ends[0], ends[1], found.sure_lo, found.sure_hi))
-            hulls.append(mine)
-            presents.append(present)
-        if kernel.united is None:
-            return _Item(sequence, head, hulls, presents, None, None)
-        at = list_at(kernel, tile, group)
-        return _Item(sequence, head, hulls, presents, pin(load(kernel.united.flat, at)), at)
+    @property
+    def _early(self) -> int:
+        """Return how many chunks of an item are sent before its queries.
 
-    def _tell(self, item: _Item, first: Value, entry: Value) -> None:
-        """Write what the groups need to know about an item."""
-        kernel, base, sequence = self.kernel, self._base(), item.sequence
-        twice = const(0, "int32")
-        if kernel.united is not None:
-            assert item.united is not None
-            twice = load(kernel.united.flat, item.united + 1)
-        values = {
-            "there": const(1, "int32"), "chunks": self._chunks(item), "head": item.head,
-            "first": first, "entry": entry, "twice": twice,
-            "number": cast(sequence.number, "int32"),
-            "q_start": cast(sequence.q_start, "int32"),
-            "k_start": cast(sequence.k_start, "int32"), "n_q": sequence.n_q,
-            "n_k": sequence.n_k, "q_off": sequence.q_off,
-        }  # fmt: skip
-        for n, name in enumerate(FACTS):
-            store(kernel.info, values[name], base + n)
-        for g, mine in enumerate(item.hulls):
-            for n, bounds in enumerate(mine):
-                for k, end in enumerate(bounds.ends):
-                    store(kernel.info, end, kernel.hull_at(base, g, n) + k)
+        Queries wait until those of the item before are used, and keys need not wait as well. Their
+        stages come free whatever becomes of these queries: there are fewer than a round of them.
+        """
+        return self.cut.stages - 1 if self.cut.queries == 1 else 0
+
+    def _begin(self, item: Item) -> None:
+        """Tell the groups about an item, and load its queries."""
+        self._wait(self.kernel.item_free, self.item_at)
+        with self._one_lane():
+            tell(self.kernel, item, self._base(), self._chunks(item))
+            load_queries(self.kernel, item, self.queries, self.item_at.stage)
+        self.item_at.advance()
+        put(self.turn, get(self.turn) + 1)
 
     # --- chunks ---------------------------------------------------------------------------------
 
-    def _span(self, item: _Item, n: int) -> tuple[Value, Value]:
+    def _span(self, item: Item, n: int) -> tuple[Value, Value]:
         """Return the first key of the first chunk of a range, and the end of the last."""
         lo, hi = const(2**31 - 1, "int32"), const(0, "int32")
         for mine in item.hulls:
@@ -160,14 +165,15 @@ class Feed:
             lo = T.bind(select(some, minimum(lo, mine[n].lo), lo))
             hi = T.bind(select(some, maximum(hi, mine[n].hi), hi))
         if self.kernel.task.paged:
-            lo = T.bind(lo // self.cut.keys * self.cut.keys)
+            lo = T.bind(lo // self.cut.box * self.cut.box)
         return T.bind(minimum(lo, hi)), hi
 
     def _per_block(self, clause: Clause) -> int:
+        """Return the chunks of a listed block, 1 if a chunk has several blocks."""
         assert clause.keys is not None
-        return clause.keys.granule // self.cut.keys
+        return clause.keys.granule // self.cut.block
 
-    def _chunks(self, item: _Item) -> Value:
+    def _chunks(self, item: Item) -> Value:
         total = const(0, "int32")
         for n, (_, clause) in enumerate(self.kernel.clauses):
             if clause.keys is None:
@@ -175,10 +181,13 @@ class Feed:
                 total = total + (hi - lo + (self.cut.keys - 1)) // self.cut.keys
             else:
                 assert item.blocks is not None
-                total = total + item.blocks * self._per_block(clause)
+                blocks = item.blocks
+                if self.cut.parts > 1:
+                    blocks = (blocks + (self.cut.parts - 1)) // self.cut.parts
+                total = total + blocks * self._per_block(clause)
         return T.bind(total)
 
-    def _range(self, item: _Item, n: int, source: KeySource) -> None:
+    def _range(self, item: Item, n: int, source: KeySource) -> None:
         lo, hi = self._span(item, n)
         start = cell("int32", lo)
         with T.While(get(start) < hi):
@@ -186,7 +195,7 @@ class Feed:
             self._chunk(item, n, source, j, None)
             put(start, j + self.cut.keys)
 
-    def _list(self, item: _Item, n: int, source: KeySource, clause: Clause) -> None:
+    def _list(self, item: Item, n: int, source: KeySource, clause: Clause) -> None:
         united, blocks, start_at = self.kernel.united, item.blocks, item.united
         assert united is not None
         assert blocks is not None
@@ -197,9 +206,17 @@ class Feed:
         ahead = scratch(size, "int32")
 
         def fetch(number: Value) -> None:
+            mine = number
+            if self.cut.parts > 1:
+                # Beyond its end, the list has the last block again, which nobody sees.
+                mine = T.bind(number + self.block)
+                number = minimum(mine, blocks - 1)
             at = T.bind(start_at + cast((number + 1) * entry_words(self.cut), "int64"))
             for word in range(size):
-                store(ahead, load(united.flat, at + word), word)
+                found = load(united.flat, at + word)
+                if self.cut.parts > 1 and word > 0:
+                    found = select(mine < blocks, found, const(0, "int32"))
+                store(ahead, found, word)
 
         number = cell("int32", const(0, "int32"))
         with T.If(blocks > 0), T.Then():
@@ -207,49 +224,100 @@ class Feed:
         with T.While(get(number) < blocks):
             for word in range(size):
                 store(words, load(ahead, word), word)
-            put(number, get(number) + 1)
+            put(number, get(number) + self.cut.parts)
             with T.If(get(number) < blocks), T.Then():
                 fetch(get(number))
             with T.serial(self._per_block(clause)) as part:
-                start = load(words, 0) * clause.keys.granule + part * self.cut.keys
+                start = load(words, 0) * clause.keys.granule + part * self.cut.block
                 self._chunk(item, n, source, T.bind(start), words)
 
-    def _chunk(
-        self, item: _Item, n: int, source: KeySource, j: Value, words: Memory | None
-    ) -> None:
-        """Send a chunk that starts at key j; `words` say who sees it, where lists do."""
+    def _chunk(self, item: Item, n: int, source: KeySource, j: Value, words: Memory | None) -> None:
+        """Send a chunk that starts at key j, or whose block of this lane does.
+
+        Args:
+            words: say who sees it, where lists do.
+        """
         kernel, cut, at = self.kernel, self.cut, self.at
+        if self.begin is not None:
+            with T.If(equal(get(self.sent), const(self.early, "int32"))), T.Then():
+                self.begin()
+            put(self.sent, get(self.sent) + 1)
         which = next(k for k, s in enumerate(kernel.task.sources) if s is source)
         keys, values = self.sources[which]
 
-        def row(rows: Rows) -> Value:
-            return T.bind(cast(item.sequence.row(rows, j), "int32"))
-
+        row: Callable[[Rows], Value] = partial(_row, item.sequence, j)
+        if not self.alone:
+            row = self._boxes(item, source, j, cut.keys if words is None else cut.block)
         key_head = T.bind(item.head // kernel.task.group)
         status = const(n << CLAUSE_BIT, "int32")
         for g in range(cut.groups):
             status = T.bitwise_or(status, T.shift_left(self._status(item, g, n, j, words), 2 * g))
         status = T.bind(status)
-        kernel.keys_free.wait_before(at)
-        meta = T.bind(at.stage * kernel.meta_words)
-        store(kernel.meta, j, meta)
+        if cut.parts > 1 and words is not None:
+            status = self._together(status)
+        self._wait(kernel.keys_free, at)
+        meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
+        origin = j - self.block * cut.block if words is not None else j
+        store(kernel.meta, origin, meta)
         store(kernel.meta, status, meta + 1)
         if words is not None:
             for word in range(member_words(cut)):
                 store(kernel.meta, load(words, 1 + word), meta + (2 + word))
-        kernel.keys_ready.expect(at.stage, keys.bytes)
-        first = at.stage * (cut.keys * kernel.task.q.dim)
-        keys.load(kernel.keys, first, kernel.keys_ready.pointer(at.stage), row, key_head)
-        kernel.values_free.wait_before(at)
-        kernel.values_ready.expect(at.stage, values.bytes)
-        first = at.stage * (cut.keys * kernel.dim)
-        ready = kernel.values_ready.pointer(at.stage)
-        values.load(kernel.values, first, ready, row, key_head)
+        self._join()
+        sizes = keys.bytes, values.bytes
+        if cut.joint:
+            sizes = keys.bytes + values.bytes, 0
+        self._load(keys, kernel.keys, kernel.keys_ready, sizes[0], row, key_head)
+        if not cut.joint:
+            self._wait(kernel.values_free, at)
+        self._load(values, kernel.values, kernel.values_ready, sizes[1], row, key_head)
         at.advance()
 
-    def _status(self, item: _Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
+    def _boxes(
+        self, item: Item, source: KeySource, j: Value, length: int
+    ) -> Callable[[Rows], Value]:
+        """Look up where the box of this lane lies, one of several in `length` keys from j on."""
+        sequence, near = item.sequence, T.bind(j + self.box * self.cut.box % length)
+        # No page is asked for that the sequence does not have.
+        near = T.bind(select(near < sequence.count(source.k.rows), near, j))
+        operands = (source.k, source.v)
+        rows = dict.fromkeys(part.buffer.rows for x in operands for part in x.parts)
+        return {r: _row(sequence, near, r) for r in rows}.__getitem__
+
+    def _load(
+        self, source: Source, memory: Memory, ready: Ring, size: int,
+        row: Callable[[Rows], Value], head: Value,
+    ) -> None:  # fmt: skip
+        """Start to load the keys or values of a chunk, each lane its box.
+
+        Args:
+            size: the bytes of a box, and of what else arrives there; 0: they are expected already.
+        """
+        cut, stage = self.cut, self.at.stage
+        if size:
+            with self._one_lane():
+                ready.expect(stage, cut.boxes * size)
+        first = stage * (cut.keys * source.operand.dim)
+        if self.alone:
+            source.load(memory, first, ready.pointer(stage), row, head)
+        else:
+            with T.If(self.kernel.lane < cut.boxes), T.Then():
+                first = first + self.box * (cut.box * COLUMNS)
+                source.load(memory, first, ready.pointer(stage), row, head)
+
+    def _together(self, status: Value) -> Value:
+        """Return what to do with a chunk, from what lanes say of its blocks.
+
+        It is taken if a block is wanted, and masked if a wanted one is.
+        """
+        found = across(status, T.bitwise_or, self.cut.boxes)
+        every = sum(MASKED << 2 * g for g in range(self.cut.groups))
+        masked = T.bitwise_and(found, const(every, "int32"))
+        return T.bind(T.bitwise_and(found, T.bitwise_not(masked * (SURE // MASKED))))
+
+    def _status(self, item: Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
         hull = item.hulls[g][n]
-        end = j + self.cut.keys
+        end = j + (self.cut.keys if words is None else self.cut.block)
         wanted = T.And(hull.lo < end, hull.hi > j)
         sure = T.And(j >= hull.sure_lo, end <= hull.sure_hi)
         if words is not None:
@@ -263,24 +331,10 @@ class Feed:
         some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
         return T.bind(select(wanted, some, const(SKIP, "int32")))
 
-    def _load_queries(self, item: _Item, first: Value) -> None:
-        kernel, cut, source = self.kernel, self.cut, self.queries
-        size = const(0, "uint32")
-        for present in item.present:
-            size = size + select(present > 0, const(source.bytes, "uint32"), const(0, "uint32"))
-        kernel.item_ready.expect(self.item_at.stage, T.bind(size))
-        barrier = kernel.item_ready.pointer(self.item_at.stage)
-        start = T.bind(cast(item.sequence.q_start, "int32") + first)
-        for g, present in enumerate(item.present):
-            row = start + g * cut.tokens
-            with T.If(present > 0), T.Then():
-                to = (self.item_at.stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
-                source.load(kernel.queries, to, barrier, partial(_always, row), item.head)
 
-
-def _always(row: Value, rows: Rows) -> Value:
-    """Return a row that is known, whatever it is a row of."""
-    return row
+def _row(sequence: Sequence, j: Value, rows: Rows) -> Value:
+    """Return the row of a key."""
+    return T.bind(cast(sequence.row(rows, j), "int32"))
 
 
 def _signed(bits: int) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
@@ -34,11 +36,26 @@ _CHAINS = 4  # partial maxima and sums of a row, which do not wait for each othe
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk: its first key, its clause, and where it is listed, whether the two rows list it."""
+    """A chunk.
 
-    start: Value
+    starts  for each listed block, where the chunk would start if it lay where the block does
+    number  its clause
+    seen    where it is listed, for either of the two rows: whether it lists each block
+    """
+
+    starts: list[Value]
     number: Value
-    seen: list[Value] | None
+    seen: list[list[Value]] | None
+
+    def some(self) -> Value:
+        """Tell whether a row lists a block."""
+        assert self.seen is not None
+        return reduce(T.Or, chain(*self.seen))
+
+    def all(self) -> Value:
+        """Tell whether both rows list all blocks."""
+        assert self.seen is not None
+        return reduce(T.And, chain(*self.seen))
 
 
 class Weights:
@@ -74,21 +91,37 @@ class Weights:
         """Read what the feed tells about the chunk at hand, before its keys are given back."""
         kernel = self.kernel
         meta = T.bind(self.compute.at.stage * kernel.meta_words)
-        start = T.bind(load(kernel.meta, meta))
+        parts = range(self.cut.parts)
+        starts = [T.bind(load(kernel.meta, meta + n * kernel.block_words)) for n in parts]
         number = T.bind(T.shift_right(load(kernel.meta, meta + 1), CLAUSE_BIT))
         if not kernel.listed:
-            return Chunk(start, number, None)
+            return Chunk(starts, number, None)
         found = []
         for half in range(1 if self._warps_are_tokens else 2):
-            word, bit = member_bit(self.cut, self.compute.group, self._token(half))
-            members = load(kernel.meta, meta + 2 + word)
+            found.append(self._listed(meta, number, half))
+        return Chunk(starts, number, (found * 2)[:2])
+
+    def _listed(self, meta: Value, number: Value, half: int) -> list[Value]:
+        """Tell which blocks of a chunk a row lists."""
+        kernel, parts = self.kernel, self.cut.parts
+        word, bit = member_bit(self.cut, self.compute.group, self._token(half))
+        found = []
+        for n in range(parts):
+            members = load(kernel.meta, meta + n * kernel.block_words + 2 + word)
             sees = T.bitwise_and(T.shift_right(members, bit), const(1, "int32")) > 0
             # In a range, all rows take part.
-            for n, (_, clause) in enumerate(kernel.clauses):
+            for k, (_, clause) in enumerate(kernel.clauses):
                 if clause.keys is None:
-                    sees = T.Or(sees, equal(number, const(n, "int32")))
-            found.append(T.bind(sees))
-        return Chunk(start, number, (found * 2)[:2])
+                    sees = T.Or(sees, equal(number, const(k, "int32")))
+            found.append(sees)
+        if parts == 1:
+            return [T.bind(found[0])]
+        # One register for all, until scores are there.
+        zero, bits = const(0, "int32"), const(0, "int32")
+        for n, sees in enumerate(found):
+            bits = T.bitwise_or(bits, select(sees, const(1 << n, "int32"), zero))
+        bits = T.bind(bits)
+        return [T.bitwise_and(bits, const(1 << n, "int32")) > 0 for n in range(parts)]
 
     @property
     def _warps_are_tokens(self) -> bool:
@@ -110,39 +143,41 @@ class Weights:
         """Apply the score mod, and hide what rows do not see."""
         kernel = self.kernel
         if kernel.scaled:
-            self._modify(chunk.start)
+            self._modify(chunk)
         with T.If(equal(get(self.compute.status), const(MASKED, "int32"))), T.Then():
             for n in range(len(kernel.clauses)):
                 if len(kernel.clauses) == 1:
-                    self._mask(n, chunk.start)
+                    self._mask(n, chunk)
                 else:
                     with T.If(equal(chunk.number, const(n, "int32"))), T.Then():
-                        self._mask(n, chunk.start)
-        # Where a warp is one token, and takes chunks one by one, it has left out what it skips.
-        if chunk.seen is not None and not (self._warps_are_tokens and not self.cut.ahead):
-            with T.If(T.Not(T.And(*chunk.seen))), T.Then():
-                for n, half, _ in self.elements():
-                    self._keep(n, chunk.seen[half])
+                        self._mask(n, chunk)
+        # Where a warp is one token, and takes blocks one by one, it has left out what it skips.
+        alone = self._warps_are_tokens and not self.cut.ahead and self.cut.parts == 1
+        if chunk.seen is not None and not alone:
+            with T.If(T.Not(chunk.all())), T.Then():
+                for n, half, key in self.elements():
+                    self._keep(n, chunk.seen[half][key // self.cut.block])
 
     def _keep(self, n: int, visible: Value) -> None:
         hidden = const(NEVER, "float32")
         store(self.scores, select(visible, load(self.scores, n), hidden), n)
 
-    def _modify(self, start: Value) -> None:
+    def _modify(self, chunk: Chunk) -> None:
         task = self.kernel.task
         places = [self._position(half) for half in range(2)]
         for n, half, key in self.elements():
             score = T.bind(load(self.scores, n) * const(task.scale, "float32"))
             if task.mod is not None:
                 query, head = places[half]
+                start = chunk.starts[key // self.cut.block]
                 j = T.bind(start + (key + self.compute.lane % 4 * 2))
                 score = self.compute.view.number(task.mod, query, head, j, score)
             store(self.scores, score, n)
 
-    def _mask(self, n: int, start: Value) -> None:
+    def _mask(self, n: int, chunk: Chunk) -> None:
         source, clause = self.kernel.clauses[n]
         places = [self._position(half) for half in range(2)]
-        first = T.bind(start + self.compute.lane % 4 * 2)
+        firsts = [T.bind(start + self.compute.lane % 4 * 2) for start in chunk.starts]
         if len(source.clauses) == 1 and clause.exact:
             # One query sees a range: compare keys, which are constants, with its ends. Of several
             # clauses, the later ones leave out what the earlier ones have for the whole group.
@@ -151,9 +186,9 @@ class Weights:
             ends = []
             for query, _ in places:
                 seen = view._hull(clause, length, query, query)
-                ends.append((T.bind(seen.lo - first), T.bind(seen.hi - first)))
+                ends.append([(T.bind(seen.lo - x), T.bind(seen.hi - x)) for x in firsts])
             for at, half, key in self.elements():
-                low, high = ends[half]
+                low, high = ends[half][key // self.cut.block]
                 visible = high > key
                 if clause.hull.lo != (Const(0),):
                     visible = T.And(low <= key, visible)
@@ -161,7 +196,7 @@ class Weights:
             return
         hull = self.kernel.hull(self.compute.base, self.compute.group, n)
         for at, half, key in self.elements():
-            j = T.bind(first + key)
+            j = T.bind(firsts[key // self.cut.block] + key)
             visible = T.And(j >= hull.lo, j < hull.hi)
             if clause.residual != TRUE:
                 query, head = places[half]

@@ -15,6 +15,7 @@ from sparsegen.codegen.tvm import Memory, T, Value, const
 from sparsegen.lowering.tasks import Operand, Part, Rows
 
 COLUMNS = 64  # of a panel
+REPEAT = 8  # rows after which the swizzle repeats: boxes start at multiples
 _SWIZZLE_128, _PROMOTE_128 = 3, 2  # values of cuTensorMapEncodeTiled
 _LOAD = "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
 
