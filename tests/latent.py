@@ -103,6 +103,15 @@ def beside(
     return o, o.lse
 
 
+@sg.pattern
+def pooled(q: sg.Tensor["T H c"], x: sg.Tensor["S 1 c"]):
+    i, _ = sg.index(q, x)
+    kv = sg.compress(x, sg.mean, width=4)
+    _, e = sg.index(q, kv)
+    # Entries are rounded to 16 bits, which the tolerance of the lse does not allow for.
+    return sg.attend(q, kv, kv, where=e < (i + 1) // 4)
+
+
 _PROJECTED = {"n": 16, "r": 64, "c": 128, "v": 16}
 _JOINED = {"c": 128, "r": 64, "e": 8}
 _FEW_KEYS = [(1, 130), (2, 3)]
@@ -165,6 +174,12 @@ CASES: dict[str, Callable[[], Case]] = {
         for heads, layout, topk in (
             (16, "paged", 70), (40, "paged", 10), (72, "ragged", 70), (5, "ragged", 10)
         )
+    },
+    **{
+        f"entries {heads} {layout}": partial(
+            case_of, pooled, {"H": heads, "c": 128}, layout, _LONGER, page=64
+        )
+        for heads, layout in ((16, "ragged"), (70, "ragged"), (70, "paged"))
     },
     **{
         f"lists of two sources {heads}": partial(

@@ -1,4 +1,4 @@
-"""Attention in a latent space on Hopper against the float64 reference, emulated on the CPU."""
+"""Attention over lists and in a latent space on Hopper, emulated, against the float64 reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention in a latent space on a GPU against the float64 reference."""
+"""Attention over lists of keys, and in a latent space, on a GPU against the float64 reference."""
 
 from __future__ import annotations
 
