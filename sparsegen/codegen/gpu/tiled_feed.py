@@ -152,8 +152,9 @@ class Feed:
 
         Queries wait until those of the item before are used, and keys need not wait as well. Their
         stages come free whatever becomes of these queries: there are fewer than a round of them.
+        Lanes that know of a box each have no registers left for it.
         """
-        return self.cut.stages - 1 if self.cut.queries == 1 else 0
+        return self.cut.stages - 1 if self.cut.queries == 1 and self.alone else 0
 
     def _begin(self, item: Item) -> None:
         """Tell the groups about an item, and load its queries."""
