@@ -152,9 +152,11 @@ class Feed:
 
         Queries wait until those of the item before are used, and keys need not wait as well. Their
         stages come free whatever becomes of these queries: there are fewer than a round of them.
-        Lanes that know of a box each have no registers left for it.
+        Lanes that know of a box each, or of many members, lack registers for it.
         """
-        return self.cut.stages - 1 if self.cut.queries == 1 and self.alone else 0
+        cut = self.cut
+        simple = self.alone and (self.kernel.united is None or member_words(cut) == 1)
+        return cut.stages - 1 if cut.queries == 1 and simple else 0
 
     def _begin(self, item: Item) -> None:
         """Tell the groups about an item, and load its queries."""
