@@ -121,7 +121,7 @@ KERNELS = [
     (2, 2, 32, 4, Knobs(groups=2, keys=32, stages=2, ahead=False)),
     (6, 2, 128, 2, Knobs(groups=2, keys=64, stages=2, queries=2, ahead=True)),
     (4, 1, 16, 5, Knobs(groups=3, keys=64, stages=2, ahead=False)),
-    (16, 1, 32, 3, Knobs(groups=2, keys=64, stages=3, ahead=False)),
+    (16, 1, 32, 3, Knobs(groups=2, keys=64, stages=3, ahead=False, joint=True)),
     (2, 2, 16, 6, Knobs(groups=2, keys=128, stages=2, ahead=True)),
     (16, 1, 8, 7, Knobs(groups=3, keys=64, stages=2, ahead=False)),
 ]
