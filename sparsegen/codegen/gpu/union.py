@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
 
 _WARPS = 4
+_RESIDENT = 12  # blocks of a multiprocessor
 _SHORT = 512  # indices of an item that one warp unites
 _WINDOW = {1: 1024, _WARPS: 3072}  # words for the blocks at hand, by the warps of an item
 _OR = """
@@ -61,6 +62,11 @@ class Union:
 
     def emit(self) -> None:
         """Emit the launch."""
+        # As many blocks as shared memory has room for; the assembler would spill for more.
+        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": _RESIDENT}):
+            self._emit()
+
+    def _emit(self) -> None:
         kernel, cut, teams = self.kernel, self.cut, _WARPS // self.team
         # A grid of tiles and head groups, which takes no division; one of no blocks is an error.
         across = maximum((kernel.tiles + (teams - 1)) // teams, const(1, "int64"))
