@@ -3,6 +3,9 @@
 A list starts with an entry that says how many blocks follow, and which warp groups have a token
 that lists one of them twice. Entries of blocks are ascending: the number of the block, then for
 each warp group the bits of its tokens.
+
+A warp unites short lists alone, for most of what it does is the same for all of its threads; four
+share long ones.
 """
 
 from __future__ import annotations
@@ -12,16 +15,19 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
-from sparsegen.codegen.gpu.launch import FULL, launch, sync
+from sparsegen.codegen.gpu.launch import FULL, sync
+from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.tiled_cut import entry_words, key_list, member_bit, member_words
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import (
+    Memory,
     T,
     Value,
     cast,
     const,
     equal,
     load,
+    maximum,
     minimum,
     store,
 )
@@ -30,15 +36,16 @@ if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
 
 _WARPS = 4
-_THREADS = 32 * _WARPS
-_WINDOW = 3072  # words of shared memory for the blocks at hand
+_RESIDENT = 12  # blocks of a multiprocessor
+_SHORT = 512  # indices of an item that one warp unites
+_WINDOW = {1: 1024, _WARPS: 3072}  # words for the blocks at hand, by the warps of an item
 _OR = """
 __device__ __forceinline__ int sparsegen_or(int* p, int x) { return atomicOr(p, x); }
 """
 
 
 class Union:
-    """Emits the launch that unites lists, and clears the counters; a block for each item."""
+    """Emits the launch that unites lists, and clears the counters; a team of warps for an item."""
 
     def __init__(self, kernel: TiledKernel) -> None:
         self.kernel, self.cut = kernel, kernel.cut
@@ -47,32 +54,53 @@ class Union:
         self.clause, self.keys = found
         self.source = next(s for s, c in kernel.clauses if c is self.clause)
         self.words = member_words(self.cut)
+        width = dict(kernel.task.lists)[self.keys.member].buffer.shape[-1]
+        self.team = 1 if 0 < width * self.cut.all_tokens <= _SHORT else _WARPS
+        self.threads = 32 * self.team
         # Blocks at hand: each warp writes an equal share of them.
-        self.window = _WINDOW // self.words // _THREADS * _THREADS
+        self.window = _WINDOW[self.team] // self.words // self.threads * self.threads
 
     def emit(self) -> None:
         """Emit the launch."""
-        kernel, cut = self.kernel, self.cut
-        self.place = launch(kernel.items, _THREADS, entered=True)
+        # As many blocks as shared memory has room for; the assembler would spill for more.
+        with T.attr({"tirx.launch_bounds_min_blocks_per_sm": _RESIDENT}):
+            self._emit()
+
+    def _emit(self) -> None:
+        kernel, cut, teams = self.kernel, self.cut, _WARPS // self.team
+        # A grid of tiles and head groups, which takes no division; one of no blocks is an error.
+        across = maximum((kernel.tiles + (teams - 1)) // teams, const(1, "int64"))
+        column, row = T.cta_id([cast(across, "int32"), kernel.heads])
+        thread = T.thread_id([32 * _WARPS])
+        self.thread, self.lane = T.bind(thread % self.threads), T.bind(thread % 32)
+        self.warp = T.bind(thread // 32 % self.team)
+        self.number = T.bind(thread // self.threads)
         pool = T.SMEMPool()
-        self.marks = pool.alloc((self.window * self.words,), "int32", align=16)
+        self.marks = pool.alloc((teams * self.window * self.words,), "int32", align=16)
         self.counts = pool.alloc((_WARPS,), "int32", align=16)
-        self.twice = pool.alloc((1,), "int32", align=16)
+        self.twice = pool.alloc((teams,), "int32", align=16)
         pool.commit()
-        first_of_all = T.And(equal(self.place.block, const(0, "int64")), self.place.thread < 2)
-        with T.If(first_of_all), T.Then():
-            store(kernel.state, const(0, "int32"), self.place.thread)
-        with T.If(self.place.thread < 1), T.Then():
-            store(self.twice, const(0, "int32"), 0)
-        tile = T.bind(self.place.block % kernel.tiles)
-        group = T.bind(self.place.block // kernel.tiles)
-        sequence, first = find_tile(kernel.arguments, cut.all_tokens, tile)
-        with T.If(first < sequence.n_q), T.Then():
-            head = T.bind(cast(group, "int32") * cut.heads)
-            self._unite(sequence, first, head, list_at(kernel, tile, group))
+        self.first_mark = T.bind(self.number * (self.window * self.words))
+        with T.If(T.And(column + row < 1, thread < 2)), T.Then():
+            store(kernel.state, const(0, "int32"), thread)
+        tile = T.bind(cast(column * teams + self.number, "int64"))
+        with T.If(tile < kernel.tiles), T.Then():
+            sequence, first = find_tile(kernel.arguments, cut.all_tokens, tile)
+            with T.If(first < sequence.n_q), T.Then():
+                head = T.bind(row * cut.heads)
+                self._unite(sequence, first, head, list_at(kernel, tile, row))
+
+    def _sync(self) -> None:
+        """Wait for the team."""
+        if self.team > 1:
+            sync()
+        else:
+            ptx("bar.warp.sync", const(FULL, "uint32"))
 
     def _unite(self, sequence: Value, first: Value, head: Value, base: Value) -> None:
-        cut, thread, granule = self.cut, self.place.thread, self.keys.granule
+        cut, granule = self.cut, self.keys.granule
+        with T.If(self.thread < 1), T.Then():
+            store(self.twice, const(0, "int32"), self.number)
         tokens = const(cut.all_tokens, "int32")
         present = T.bind(minimum(tokens, sequence.n_q - first))
         i_min = T.bind(sequence.q_off + first)
@@ -85,17 +113,17 @@ class Union:
         with T.While(get(start) < blocks):
             lowest = T.bind(get(start))
             here = T.bind(minimum(blocks - lowest, const(self.window, "int32")))
-            sync()
+            self._sync()
             self._clear(here)
-            sync()
+            self._sync()
             self._mark(view, first, head, present, length, lowest)
-            sync()
+            self._sync()
             self._write(base, lowest, here, count)
             put(start, lowest + self.window)
-        sync()
-        with T.If(thread < 1), T.Then():
+        self._sync()
+        with T.If(self.thread < 1), T.Then():
             store(self._flat, get(count), base)
-            store(self._flat, load(self.twice, 0), base + 1)
+            store(self._flat, load(self.twice, self.number), base + 1)
 
     @property
     def _flat(self) -> Value:
@@ -104,10 +132,10 @@ class Union:
         return united.flat
 
     def _clear(self, count: Value) -> None:
-        at = cell("int32", self.place.thread)
+        at = cell("int32", self.thread)
         with T.While(get(at) < count * self.words):
-            store(self.marks, const(0, "int32"), get(at))
-            put(at, get(at) + _THREADS)
+            store(self.marks, const(0, "int32"), self.first_mark + get(at))
+            put(at, get(at) + self.threads)
 
     def _mark(
         self, view: ThreadView, first: Value, head: Value, present: Value, length: Value,
@@ -115,7 +143,7 @@ class Union:
     ) -> None:  # fmt: skip
         cut, granule, sequence = self.cut, self.keys.granule, view.sequence
         width = T.bind(view.list_of(self.keys.member, view.i_min, head).width)
-        n = cell("int32", self.place.thread)
+        n = cell("int32", self.thread)
         with T.While(get(n) < present * width):
             token = T.bind(get(n) // width)
             i = T.bind(sequence.q_off + (first + token))
@@ -127,53 +155,63 @@ class Union:
             with T.If(T.And(T.And(inside, here), bounds.lo < bounds.hi)), T.Then():
                 group = T.bind(token // cut.tokens)
                 word, place = member_bit(cut, group, T.bind(token - group * cut.tokens))
-                at = T.bind((x - lowest) * self.words + word)
+                at = T.bind(self.first_mark + ((x - lowest) * self.words + word))
                 bit = T.bind(T.shift_left(const(1, "int32"), place))
                 before = T.bind(_or(self.marks.ptr_to([at]), bit))
                 with T.If(T.Not(equal(T.bitwise_and(before, bit), const(0, "int32")))), T.Then():
                     again = T.shift_left(const(1, "int32"), group)
-                    T.bind(_or(self.twice.ptr_to([0]), again))
-            put(n, get(n) + _THREADS)
+                    T.bind(_or(self.twice.ptr_to([self.number]), again))
+            put(n, get(n) + self.threads)
 
     def _write(self, base: Value, lowest: Value, here: Value, count: Value) -> None:
         """Write the marked blocks in order: each warp counts its share, then all know where."""
-        lane, warp, each = self.place.lane, self.place.warp, entry_words(self.cut)
-        share = T.bind((here + (_THREADS - 1)) // _THREADS * 32)
-        begin = T.bind(warp * share)
+        each = entry_words(self.cut)
+        share = T.bind((here + (self.threads - 1)) // self.threads * 32)
+        begin = T.bind(self.warp * share)
         end = T.bind(minimum(begin + share, here))
-        mine = cell("int32", const(0, "int32"))
-        self._walk(begin, end, lambda n, marked, votes: put(mine, get(mine) + _ones(votes)))
-        with T.If(equal(lane, const(0, "int32"))), T.Then():
-            store(self.counts, get(mine), warp)
-        sync()
         before = cell("int32", get(count))
-        for other in range(_WARPS):
-            found = T.bind(load(self.counts, other))
-            with T.If(warp > other), T.Then():
-                put(before, get(before) + found)
-            put(count, get(count) + found)
+        if self.team > 1:
+            self._count(begin, end, before, count)
 
         def write(n: Value, marked: Value, votes: Value) -> None:
-            lower = T.shift_left(const(1, "uint32"), cast(lane, "uint32")) - 1
+            lower = T.shift_left(const(1, "uint32"), cast(self.lane, "uint32")) - 1
             place = pin(get(before) + _ones(T.bitwise_and(votes, lower)))
             with T.If(marked), T.Then():
                 at = T.bind(base + cast((place + 1) * each, "int64"))
                 store(self._flat, lowest + n, at)
                 for word in range(self.words):
-                    store(self._flat, load(self.marks, n * self.words + word), at + 1 + word)
+                    store(self._flat, self._marked(n, word), at + 1 + word)
             put(before, get(before) + _ones(votes))
 
         self._walk(begin, end, write)
+        if self.team == 1:
+            put(count, get(before))
+
+    def _count(self, begin: Value, end: Value, before: Memory, count: Memory) -> None:
+        """Add the blocks of the warps before to `before`, those of all warps to `count`."""
+        mine = cell("int32", const(0, "int32"))
+        self._walk(begin, end, lambda n, marked, votes: put(mine, get(mine) + _ones(votes)))
+        with T.If(self.lane < 1), T.Then():
+            store(self.counts, get(mine), self.warp)
+        self._sync()
+        for other in range(self.team):
+            found = T.bind(load(self.counts, other))
+            with T.If(self.warp > other), T.Then():
+                put(before, get(before) + found)
+            put(count, get(count) + found)
+
+    def _marked(self, n: Value, word: int) -> Value:
+        return load(self.marks, self.first_mark + (n * self.words + word))
 
     def _walk(self, begin: Value, end: Value, body: Callable[[Value, Value, Value], None]) -> None:
         """Visit blocks, one a lane: `body` gets the block, whether it is marked, and the votes."""
         step = cell("int32", begin)
         with T.While(get(step) < end):
-            n = T.bind(get(step) + self.place.lane)
+            n = T.bind(get(step) + self.lane)
             some = cell("int32", const(0, "int32"))
             with T.If(n < end), T.Then():
                 for word in range(self.words):
-                    put(some, T.bitwise_or(get(some), load(self.marks, n * self.words + word)))
+                    put(some, T.bitwise_or(get(some), self._marked(n, word)))
             marked = T.bind(T.Not(equal(get(some), const(0, "int32"))))
             votes = T.cuda.ballot_sync(const(FULL, "uint32"), cast(marked, "int32"))
             body(n, marked, T.bind(votes))
