@@ -32,7 +32,7 @@ PRIORITY = 5
 # Candidates: `queries`, `resident` and `ahead`.
 _MANNERS = ((1, 0, True), (1, 0, False), (1, 1, False), (2, 0, True), (2, 0, False), (2, 1, False))
 # Registers of a thread that computes and of one that feeds, by the warp groups of a block.
-_REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 24)}
+_REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 32)}
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,7 @@ def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     several, listed = len(clauses_of(task)) > 1, block < knobs.keys and not knobs.resident
     if knobs.groups == 3 and (several or listed):
         compute, copy = compute - 8, copy + 24
-    elif knobs.groups == 3 and box < knobs.keys:
-        copy += 8
-    elif box < knobs.keys:
+    elif knobs.groups < 3 and box < knobs.keys:
         compute, copy = compute - 8, copy + 16
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, block, box, knobs.stages, knobs.queries,
