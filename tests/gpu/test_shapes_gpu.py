@@ -61,7 +61,7 @@ SHAPES: Mapping[str, st.SearchStrategy[Config]] = MappingProxyType(
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(data=st.data(), layout=st.sampled_from(["dense", "ragged", "paged"]), lengths=LENGTHS)
 def test_random_shapes(
     name: str, data: st.DataObject, layout: str, lengths: list[tuple[int, int]]
