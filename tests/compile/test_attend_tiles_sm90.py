@@ -73,13 +73,13 @@ def test_says_what_does_not_fit() -> None:
 def test_gathers_blocks_and_pages_into_chunks() -> None:
     """Knobs say how long chunks are; listed blocks and pages how many boxes make one."""
     paged = {"layout": "paged", "page_size": 16}
-    for task, block, box in (
-        (tasks("quest")[0], 16, 16), (tasks("seer", **paged)[0], 64, 16),
-        (tasks("causal", **paged)[0], 64, 16), (tasks("moba")[0], 64, 64),
+    for task, keys, block, box in (
+        (tasks("quest")[0], 64, 16, 16), (tasks("seer", **paged)[0], 64, 64, 16),
+        (tasks("causal", **paged)[0], 64, 64, 16), (tasks("moba")[0], 128, 128, 128),
     ):  # fmt: skip
         knobs = attend_tiles_sm90.default(task, ARCH)
         cut = attend_tiles_sm90._cut(task, knobs, ARCH)
-        assert (cut.keys, cut.block, cut.box) == (64, block, box)
+        assert (cut.keys, cut.block, cut.box) == (keys, block, box)
     found = list(attend_tiles_sm90.space(tasks("quest")[0], ARCH))
     assert {k.keys for k in found if not isinstance(k, Rejected)} == {64, 128}
 
