@@ -64,6 +64,7 @@ class Feed:
         self.turn = cell("int32", const(0, "int32"))
         self.sent = cell("int32", const(0, "int32"))  # chunks of the item
         self.alone = self.cut.boxes == 1
+        self.early = self._count_early()
         # The box of this lane; lanes beyond the boxes do what the first ones do, but load nothing.
         self.box = self.block = const(0, "int32")
         if not self.alone:
@@ -79,7 +80,7 @@ class Feed:
             self._take(T.bind(cast(get(item), "int64")))
             put(item, self._next())
         kernel.item_free.wait_before(self.item_at)
-        with self._one_lane():
+        with self._lanes(1):
             store(kernel.info, const(0, "int32"), self._base())
             kernel.item_ready.arrive(self.item_at.stage)
 
@@ -88,26 +89,17 @@ class Feed:
         if self.alone:
             return T.bind(taken)
         found = cell("int32", const(0, "int32"))
-        with self._one_lane():
+        with self._lanes(1):
             put(found, taken)
         return uniform(get(found))
 
     @contextmanager
-    def _one_lane(self) -> Iterator[None]:
-        """Let one lane do what is emitted inside."""
+    def _lanes(self, count: int) -> Iterator[None]:
+        """Let the first lanes do what is emitted inside: one, or each that has a box."""
         if self.alone:
             yield
         else:
-            with T.If(self.kernel.lane < 1), T.Then():
-                yield
-
-    @contextmanager
-    def _who_loads(self) -> Iterator[None]:
-        """Let each lane that has a box do what is emitted inside, for that box."""
-        if self.alone:
-            yield
-        else:
-            with T.If(self.kernel.lane < self.cut.boxes), T.Then():
+            with T.If(self.kernel.lane < count), T.Then():
                 yield
 
     def _wait(self, ring: Ring, at: Cursor) -> None:
@@ -131,7 +123,6 @@ class Feed:
         sequence, first = find_tile(kernel.arguments, cut.all_tokens, tile)
         with T.If(first < sequence.n_q), T.Then():
             item = look(kernel, sequence, first, tile, group)
-            self.early = self._early
             begin = partial(self._begin, item)
             if not self.early:
                 begin()
@@ -146,8 +137,7 @@ class Feed:
                     with T.If(get(self.sent) <= self.early), T.Then():
                         begin()
 
-    @property
-    def _early(self) -> int:
+    def _count_early(self) -> int:
         """Return how many chunks of an item are sent before its queries.
 
         Queries wait until those of the item before are used, and keys need not wait as well. Their
@@ -161,7 +151,7 @@ class Feed:
     def _begin(self, item: Item) -> None:
         """Tell the groups about an item, and load its queries."""
         self._wait(self.kernel.item_free, self.item_at)
-        with self._one_lane():
+        with self._lanes(1):
             tell(self.kernel, item, self._base(), self._chunks(item))
             load_queries(self.kernel, item, self.queries, self.item_at.stage)
         self.item_at.advance()
@@ -270,7 +260,7 @@ class Feed:
         self._wait(kernel.keys_free, at)
         meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
         origin = j - self.block * cut.block if words is not None else j
-        with self._who_loads():
+        with self._lanes(self.cut.boxes):
             store(kernel.meta, origin, meta)
             store(kernel.meta, status, meta + 1)
             if words is not None:
@@ -309,7 +299,7 @@ class Feed:
         first = stage * (cut.keys * source.operand.dim)
         if not self.alone:
             first = first + self.box * (cut.box * COLUMNS)
-        with self._who_loads():
+        with self._lanes(self.cut.boxes):
             if size:
                 ready.expect(stage, size)
             source.load(memory, first, ready.pointer(stage), row, head)
