@@ -17,21 +17,10 @@ from sparsegen import api, arch
 from sparsegen.runtime import catalog
 from sparsegen.tuning import database, isolated, records
 from sparsegen.tuning.space import Rejected
+from tests.faults import projected
 
 FAKES = Path(__file__).parent / "fake_schedules"
 SIZES = {"T": 256, "S": 256, "H": 2, "c": 32, "v": 16}
-
-
-@sg.pattern
-def projected(
-    q: sg.Tensor["T H c"],
-    k: sg.Tensor["S H c"],
-    v: sg.Tensor["S H c"],
-    w: sg.Tensor["H c v"],
-):
-    """Attend, then project."""
-    i, j = sg.index(q, k)
-    return sg.project(sg.attend(q, k, v, where=j <= i), w)
 
 
 @pytest.fixture(autouse=True)
