@@ -20,7 +20,7 @@ from benchmarks.gpu.check import PEER as PEER_ERROR
 from benchmarks.gpu.check import Reference, WrongError, check, trials
 from benchmarks.gpu.clock import Ceilings, Reel, Times
 from benchmarks.gpu.kernels import Call, Folder, Kernel
-from benchmarks.gpu.peers import peers
+from benchmarks.gpu.peers import AbsentError, peers
 from benchmarks.gpu.problem import Problem
 from benchmarks.gpu.workload import Workload
 
@@ -288,7 +288,7 @@ class Bench:
                 self._refuse(PEER + name, failed)
                 function, outputs = prepare()
                 held["error_of_row"] = reference.distance(outputs(function()), PEER_ERROR)
-            except ImportError:
+            except AbsentError:
                 continue
             except Exception as error:
                 self._note(held, error)

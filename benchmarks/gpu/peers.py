@@ -7,6 +7,7 @@ XunhaoLai/native-sparse-attention-triton 9bea856 (with einops).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from benchmarks.gpu.problem import Problem
 
 # Launches a kernel and returns something; what follows makes outputs [rows, heads, d_v] of it.
 Peer = tuple[Callable[[], Any], Callable[[Any], Tensor]]
+
+
+class AbsentError(Exception):
+    """A peer is not installed, or does not know a problem."""
 
 
 def peers(problem: Problem) -> Iterator[tuple[str, Callable[[], Peer]]]:
@@ -43,11 +48,18 @@ def peers(problem: Problem) -> Iterator[tuple[str, Callable[[], Peer]]]:
             yield "FlexAttention", lambda: _flex_window(problem)
 
 
+def _installed(package: str) -> None:
+    """Raise unless a package is there; if its import then fails, that is an error to report."""
+    if find_spec(package) is None:
+        raise AbsentError(f"{package} is not installed")
+
+
 def _same(x: Tensor) -> Tensor:
     return x
 
 
 def _flash_mla_sparse(p: Problem) -> Peer:
+    _installed("flash_mla")
     from flash_mla import flash_mla_sparse_fwd  # type: ignore[import-not-found]
 
     assert p.list is not None
@@ -59,6 +71,7 @@ def _flash_mla_sparse(p: Problem) -> Peer:
 
 
 def _flash_mla_decode(p: Problem) -> Peer:
+    _installed("flash_mla")
     import flash_mla
 
     lengths = p.cu_k.diff().int()
@@ -72,7 +85,7 @@ def _gather(p: Problem) -> Peer:
     """Gather the keys of some queries, multiply, softmax, multiply; no padding anywhere."""
     assert p.list is not None
     if bool((p.list < 0).any()):
-        raise ImportError("it knows no padding")
+        raise AbsentError("it knows no padding")
     index, d_v = p.list.long(), p.shape.d_v
     out = p.q.new_empty(p.rows, p.shape.heads, d_v)
 
@@ -111,6 +124,7 @@ def _sdpa(p: Problem, backend: SDPBackend) -> Peer:
 
 
 def _nsa_selected(p: Problem) -> Peer:
+    _installed("native_sparse_attention")
     from native_sparse_attention.ops.triton.topk_sparse_attention import (  # type: ignore[import-not-found]
         TopkSparseAttention,
     )
@@ -123,6 +137,7 @@ def _nsa_selected(p: Problem) -> Peer:
 
 
 def _nsa_compressed(p: Problem) -> Peer:
+    _installed("native_sparse_attention")
     from native_sparse_attention.ops.triton.compressed_attention import (  # type: ignore[import-not-found]
         CompressedAttention,
     )
@@ -134,6 +149,7 @@ def _nsa_compressed(p: Problem) -> Peer:
 
 
 def _fla_selected(p: Problem) -> Peer:
+    _installed("fla")
     from fla.ops.nsa.parallel import parallel_nsa_fwd  # type: ignore[import-not-found]
 
     assert p.list is not None

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import peers_hook
-from benchmarks.gpu import build, measure, suite
+from benchmarks.gpu import build, measure, peers, suite
 from benchmarks.gpu.build import Variant
 from benchmarks.gpu.check import Reference, WrongError, check, trials
 from benchmarks.gpu.clock import Ceilings, Times
@@ -184,3 +184,17 @@ def test_harnesses_of_peers_get_the_kernels(
     p = Problem(shapes["blocks"], [(40, 90)], draw="random", device="cpu")
     assert p.list is not None
     Reference(p).error(peers_hook.nsa_select_fwd(p.q, p.k, p.v, p.list, p.shape.scale))
+
+
+def test_a_peer_that_cannot_be_imported_is_no_absent_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as nothing:
+        nothing.setattr(peers, "find_spec", lambda name: None)
+        with pytest.raises(peers.AbsentError, match="fla is not installed"):
+            peers._fla_selected(None)
+    (tmp_path / "fla").mkdir()
+    (tmp_path / "fla" / "__init__.py").write_text("import a_package_it_needs")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ImportError, match="a_package_it_needs"):
+        peers._fla_selected(None)
