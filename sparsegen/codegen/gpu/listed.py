@@ -157,6 +157,11 @@ class ListedKernel:
             self.query_ready.arrive()
         rows.resolve(const(0, "int32"))
         pair = cell("int32", const(0, "int32"))
+        found = [
+            (cell("int32", const(0, "int32")), cell("int32", const(0, "int32")))
+            for _ in range(2 if self.boxes is not None else 0)
+        ]
+        self._whole(slots, const(0, "int32"), found)
         before = T.bind(get(self.done))
         with T.While(get(pair) < pairs):
             rows.take()
@@ -165,7 +170,7 @@ class ListedKernel:
             with T.If(more), T.Then():
                 rows.fetch(start)
             phase = T.bind(before + get(pair) - 1)
-            boxes = self._whole(slots, T.bind(get(pair) * keys))
+            boxes = [(T.bind(get(w) > 0), T.bind(get(r))) for w, r in found]
             # In the order in which the computing groups let go of them.
             for order, (buffer, half) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
                 self.free[buffer][half].wait(phase)
@@ -173,6 +178,7 @@ class ListedKernel:
                 if order == 1:
                     with T.If(more), T.Then():
                         rows.resolve(start)
+                        self._whole(slots, start, found)
             with T.If(gather.piece < 1), T.Then():
                 for n in range(8):
                     seen = select(rows.exists(n), const(0.0, "float32"), const(NEVER, "float32"))
@@ -181,17 +187,15 @@ class ListedKernel:
             put(pair, get(pair) + 1)
         put(self.done, before + pairs)
 
-    def _whole(self, slots: Slots, first: Value) -> list[tuple[Value, Value]]:
-        """Return whether either chunk of a pair is 64 neighbouring rows, and the first of them."""
-        found = []
-        for buffer in range(2 if self.boxes is not None else 0):
+    def _whole(self, slots: Slots, first: Value, found: list[tuple[Value, Value]]) -> None:
+        """Put down whether either chunk of a pair is 64 neighbouring rows, and the first one."""
+        for buffer, (whole, row) in enumerate(found):
             assert self.boxes is not None
             begin = T.bind(first + buffer * ROWS)
-            whole, row = self.boxes.whole(slots, begin), cell("int32", const(0, "int32"))
-            with T.If(whole), T.Then():
+            side = self.boxes.whole(slots, begin)
+            put(whole, cast(side, "int32"))
+            with T.If(side), T.Then():
                 put(row, self.boxes.row(slots, begin))
-            found.append((whole, T.bind(get(row))))
-        return found
 
     def _copy_half(
         self, rows: Rows, head: Value, buffer: int, half: int, boxes: list[tuple[Value, Value]]
