@@ -12,6 +12,7 @@ from typing import Any
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.cpu.attend import shared_heads, token_lists
+from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.convert import convert, converted
@@ -19,7 +20,8 @@ from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
 from sparsegen.codegen.gpu.gather import readable
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import ListedKernel, shared_bytes
-from sparsegen.codegen.gpu.listed_cut import Columns, Cut
+from sparsegen.codegen.gpu.listed_compute import ROWS
+from sparsegen.codegen.gpu.listed_cut import Columns, Cut, Heads
 from sparsegen.codegen.gpu.slots import sure
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import Const, Expr, Head, Member, walk
@@ -41,11 +43,13 @@ class Knobs:
     compute  registers of a thread of the two groups that multiply
     copy     registers of a thread of the group that gathers
     boxes    64 neighbouring keys are copied as boxes by the tensor memory accelerator
+    cluster  two blocks, with heads of one token, copy boxes for each other
     """
 
     compute: int = 208
     copy: int = 88
     boxes: bool = False
+    cluster: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -90,7 +94,8 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
     others = (Knobs(216, 72), Knobs(224, 56), Knobs(216, 96))
-    for knobs in (first, replace(first, boxes=not first.boxes), *others):
+    alone = replace(first, cluster=not first.cluster, boxes=True)
+    for knobs in (first, alone, replace(first, boxes=False, cluster=False), *others):
         reason = _excluded(task, knobs)
         yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
@@ -106,7 +111,10 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     dtype = dtype_of(task)
     assert dtype is not None
-    cut = Cut(arch.cores or 1, knobs.compute, knobs.copy, knobs.boxes)
+    blocks = arch.cores or cluster.SIZE
+    if knobs.cluster:
+        blocks = blocks // cluster.SIZE * cluster.SIZE
+    cut = Cut(blocks, knobs.compute, knobs.copy, knobs.boxes, knobs.cluster)
     (found, copies), columns = _copied(task), Columns.of(task)
     with kernel(task, tuple(copies.values())) as (builder, arguments):
         convert(arguments, copies, cut.blocks)
@@ -169,4 +177,6 @@ def _excluded(task: AttendTask, knobs: Knobs) -> str | None:
         return f"{used} registers of the three groups, a block has {_REGISTERS}"
     if knobs.boxes and (_few(task) or not boxed(task)):
         return "boxes of 64 keys: few heads, keys of no single range, or pages of no 64 keys"
+    if knobs.cluster and not (knobs.boxes and Heads.of(task, ROWS).count % cluster.SIZE == 0):
+        return "blocks in clusters: no boxes to copy for each other, or an odd number of tiles"
     return None

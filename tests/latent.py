@@ -64,14 +64,14 @@ def blocks(
 
 def case_of(
     pattern: Any, sizes: dict[str, int], layout: str, lengths: Any = LENGTHS, *, page: int = 16,
-    dtype: torch.dtype = torch.bfloat16, boxes: bool | None = None, **hyper: Any,
+    dtype: torch.dtype = torch.bfloat16, knobs: dict[str, Any] | None = None, **hyper: Any,
 ) -> Case:  # fmt: skip
     """Return a call of a pattern for sequences of (queries, keys)."""
     config = Config("", {"T": 1, "S": 1, **sizes}, hyper)
     case = batch(pattern, config, layout, lengths, page=page, dtype=dtype)
-    if boxes is None:
+    if knobs is None:
         return case
-    schedule = {"attend": sg.Schedule("attend_sm90", boxes=boxes)}
+    schedule = {"attend": sg.Schedule("attend_sm90", **knobs)}
     return replace(case, options={**case.options, "schedule": schedule})
 
 
@@ -188,11 +188,17 @@ CASES: dict[str, Callable[[], Case]] = {
         for heads in (16, 40)
     },
     **{
-        f"boxes {boxes} {layout}": partial(
-            case_of, "mla_decode", {"H": 70, **_PROJECTED}, layout, [*LENGTHS, (140, 150), (0, 0)],
-            page=64, boxes=boxes,
+        f"{name}, {layout}": partial(
+            case_of, "mla_decode", {"H": 70, **_PROJECTED}, layout,
+            [*LENGTHS, (tokens, tokens + 10), (0, 0)], page=64, knobs=knobs,
         )
-        for boxes, layout in ((True, "ragged"), (True, "paged"), (False, "paged"))
+        for name, layout, tokens, knobs in (
+            ("no boxes", "paged", 140, {"boxes": False}),
+            ("boxes", "ragged", 140, {"boxes": True}),
+            ("boxes", "paged", 70, {"boxes": True}),
+            ("boxes for both", "ragged", 70, {"boxes": True, "cluster": True}),
+            ("boxes for both", "paged", 70, {"boxes": True, "cluster": True}),
+        )
     },
     **{
         f"{value} {heads}": partial(_poisoned, heads, value)

@@ -32,8 +32,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     start, launcher = KERNELS.split("// Launches", 1)
     source = "\n".join([start, *SOURCES])
     cases = [
-        f'if (name == "{k}") emu::launch(1, threads, size, [=] {{ {k}(p); }});'
+        f'if (name == "{k}") emu::launch({n}, threads, size, [=] {{ {k}(p); }}, {n});'
         for k in re.findall(r"__global__ void (\w+)\(", source)
+        for n in [2 if k.startswith("pair_") else 1]
     ]
     library = tmp_path_factory.mktemp("emulator") / "kernels.so"
     build(translate(f"{source}//{launcher}".replace("CASES", "\n  ".join(cases))), library)
@@ -245,6 +246,16 @@ def test_copies_of_boxes(
     np.testing.assert_array_equal(got.reshape(-1, 8)[there], want.reshape(-1, 8))
     np.testing.assert_array_equal(bits, np.where(seen, before ^ 0x8000, before))
     assert seen.any()
+
+
+def test_blocks_of_a_cluster_share_boxes(run: Run) -> None:
+    bits = np.random.default_rng(0).integers(0, 1000, (2, 64)).astype(np.uint16)
+    got = np.zeros((2, 64), np.int32)
+    assert run("pair_shares_boxes", 128, 2064, bits, got, box=boxed(bits, (1, 64))) == ""
+    rows = bits.astype(np.int32)
+    swizzled = rows.reshape(2, 8, 8)  # the first row of a tile lies as it is
+    want = [swizzled[0] * (1 + r) + swizzled[1] * (2 + r) for r in range(2)]
+    np.testing.assert_array_equal(got, np.reshape(want, (2, 64)))
 
 
 @pytest.mark.parametrize(

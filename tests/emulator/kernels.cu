@@ -27,6 +27,15 @@ __device__ void wait_for(void* barrier, int phase) {
     "}\n"
     :: "r"(shared_address(barrier)), "r"(phase), "r"(ticks) : "memory");
 }
+__device__ void arrive_at(void* barrier, unsigned rank) {
+  unsigned there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0], %1;" :: "r"(there), "r"(1) : "memory");
+}
+__device__ void gather_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
 __device__ void product_8(float (&d)[4], uint64_t a, uint64_t b) {
   asm volatile("{ .reg .pred ps0; setp.ne.b32 ps0, %6, 0; wgmma.mma_async.sync.aligned.m64n8k16.f32.f16.f16 {%0, %1, %2, %3}, %4, %5, ps0, 1, 1, 0, 0; }" : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "l"(a), "l"(b), "r"(0));
 }
@@ -344,6 +353,44 @@ __global__ void reads_too_early(void** p) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" : : "r"(shared_address(memory + n * 128)), "l"(p[7]), "r"(0), "r"(n), "r"(shared_address(barrier)) : "memory");
   for (int n = 0; n < 16; ++n) ((uint16_t*)p[1])[n] = *(uint16_t*)(memory + n * 128);
   wait_for(barrier, 0);
+}
+
+// Clusters of two blocks, of which each copies a box for both and reads both boxes.
+__global__ void pair_shares_boxes(void** p) {
+  extern __shared__ __align__(64) unsigned char memory[];
+  int rank = blockIdx.x, tid = threadIdx.x;
+  void *full = memory + 2048, *seen = memory + 2056;
+  if (tid == 0) init(full, 1), init(seen, 64);
+  gather_cluster();
+  if (tid == 0) {
+    expect(full, 256);
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" : : "r"(shared_address(memory + rank * 1024)), "l"(p[7]), "r"(0), "r"(rank), "r"(shared_address(full)), "h"((uint16_t)3) : "memory");
+  }
+  wait_for(full, 0);
+  if (tid < 64) {
+    int sum = 0;
+    for (int n = 0; n < 2; ++n) sum += ((const uint16_t*)(memory + n * 1024))[tid] * (n + 1 + rank);
+    ((int*)p[1])[rank * 64 + tid] = sum;
+    arrive_at(seen, 1 - rank);
+  }
+  wait_for(seen, 0);
+  gather_cluster();
+}
+
+// says: mbarrier.arrive: there is no block 2 in the cluster
+__global__ void pair_arrives_beyond(void** p) {
+  extern __shared__ __align__(64) unsigned char memory[];
+  if (threadIdx.x == 0) init(memory, 1), arrive_at(memory, 2);
+}
+
+// says: wait for the cluster (128 of 256 arrived)
+__global__ void pair_meets_nobody(void** p) {
+  if (blockIdx.x == 0) gather_cluster();
+}
+
+// says: barrier.cluster.arrive: this thread has not waited before
+__global__ void pair_arrives_twice(void** p) {
+  for (int n = 0; n < 2; ++n) asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 
 // Launches a kernel by name. `box` describes a tensor map of the numbers at p[0]: rank, swizzle,

@@ -190,7 +190,7 @@ def _tensor(function: str, fixed: int) -> _Emit:
 
     def emit(found: re.Match[str], one: Instruction) -> str:
         rank = int(found[1])
-        first = 2 if function == "tensor_load" else 1
+        first = 1 if function == "tensor_store" else 2
         place = ", ".join(one.operands[first : first + rank])
         before, after = one.operands[:first], one.operands[first + rank : fixed + rank]
         return (
@@ -218,10 +218,17 @@ def _compared(found: re.Match[str], one: Instruction) -> str:
     return f"{to} = {a} {_COMPARISONS[found[1]]} {b};"
 
 
+def _assigned(found: re.Match[str], one: Instruction) -> str:
+    to, value = one.operands
+    return f"{to} = {_SPECIAL.get(value, value)};"
+
+
 def _written(expression: str) -> _Emit:
     return lambda found, one: expression.format(*one.operands)
 
 
+# Registers that say who a thread is.
+_SPECIAL = {"cluster_ctarank": "emu::here"}
 _SHARED = r"\.shared(?:::cta)?"
 _HINTS = r"(?:\.L1::\w+)?(?:\.L2::cache_hint)?(?:\.L2::\d+B)?"
 _SYNC = r"\.sync\.aligned"
@@ -259,6 +266,13 @@ _TABLE: tuple[tuple[str, _Emit], ...] = (
     (r"elect\.sync", _named("elect")),
     (rf"cp\.async\.bulk\.tensor\.([2-5])d\.shared::(?:cluster|cta)\.global{_BOX}{_HINTS}",
      _tensor("tensor_load", 3)),
+    (rf"cp\.async\.bulk\.tensor\.([2-5])d\.shared::cluster\.global{_BOX}\.multicast::cluster{_HINTS}",
+     _tensor("tensor_load_cluster", 4)),
+    (r"mapa\.shared::cluster\.u32", _named("cluster_address")),
+    (r"mbarrier\.arrive\.release\.cluster\.shared::cluster\.b64",
+     _named("mbarrier_arrive_cluster")),
+    (r"barrier\.cluster\.arrive(?:\.release)?(?:\.aligned)?", _named("cluster_arrive")),
+    (r"barrier\.cluster\.wait(?:\.acquire)?(?:\.aligned)?", _named("cluster_wait")),
     (rf"cp\.async\.bulk\.tensor\.([2-5])d\.global{_SHARED}(?:\.tile)?\.bulk_group{_HINTS}",
      _tensor("tensor_store", 2)),
     (r"cp\.async\.bulk\.commit_group", _named("bulk_commit")),
@@ -270,7 +284,7 @@ _TABLE: tuple[tuple[str, _Emit], ...] = (
     (r"(?P<kind>ld|st)(?:\.\w+(?:::\w+)?)*?(?:\.v(?P<lanes>[248]))?\.(?P<type>[busf]\d+)", _moved),
     (r"setp\.(\w+)\.\w+", _compared),
     (r"selp\.\w+", _written("{0} = {3} ? {1} : {2};")),
-    (r"mov\.\w+", _written("{0} = {1};")),
+    (r"mov\.\w+", _assigned),
     (r"cvt\.u32\.u64", _written("{0} = (uint32_t){1};")),
     (r"cvta\.to\.shared\.u64", _written("{0} = emu::address_of((const void*){1});")),
     (r"trap", _written('emu::fail("trap");')),

@@ -19,16 +19,16 @@ from typing import Any
 from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
-from sparsegen.codegen.gpu import pipeline
-from sparsegen.codegen.gpu.boxes import Boxes
+from sparsegen.codegen.gpu import cluster, pipeline
+from sparsegen.codegen.gpu.boxes import BoxedRows, Boxes
 from sparsegen.codegen.gpu.gather import Gather
-from sparsegen.codegen.gpu.launch import device
-from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS, SCAN, Even, Odd
+from sparsegen.codegen.gpu.launch import FULL, device
+from sparsegen.codegen.gpu.listed_compute import COPIED, NEVER, ROWS, SCAN, Even, Odd
 from sparsegen.codegen.gpu.listed_cut import Columns, Cut, Heads
 from sparsegen.codegen.gpu.listed_marks import marks_bytes
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
-from sparsegen.codegen.gpu.slots import STEP, Rows, Slots
+from sparsegen.codegen.gpu.slots import STEP, Rows
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, select, store
 from sparsegen.lowering.tasks import AttendTask
@@ -71,6 +71,7 @@ class ListedKernel:
 
     def _emit(self, tokens: Value) -> None:
         self.block = T.cta_id([self.cut.blocks])
+        self.rank = cluster.enter(self.block) if self.cut.cluster else None
         group = T.warpgroup_id([3])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([3 * GROUP])
@@ -78,6 +79,8 @@ class ListedKernel:
         self.count = T.bind(tokens * self.heads.count)
         self._allocate()
         pipeline.init(self.barriers, thread)
+        if self.rank is not None:
+            cluster.meet()
         with T.If(group < 1):
             with T.Then():
                 pipeline.take_registers(self.cut.compute)
@@ -89,6 +92,8 @@ class ListedKernel:
                 with T.Else():
                     pipeline.give_registers(self.cut.copy)
                     self._gather()
+        if self.rank is not None:
+            cluster.meet()
 
     def _allocate(self) -> None:
         pool = T.SMEMPool()
@@ -111,22 +116,42 @@ class ListedKernel:
         converted = any(p.buffer.dtype == "float32" for p in self.task.q.parts)
         self.query_ready = Barrier.allocate(pool, (GROUP if converted else 0) + GROUP + 1)
         self.query_free = Barrier.allocate(pool, 2 * GROUP)
-        # By buffer, then by half of the columns.
-        self.ready, self.free = (
-            [[Barrier.allocate(pool, GROUP) for _ in range(2)] for _ in range(2)] for _ in range(2)
-        )
+        # By buffer, then by half of the columns, then by piece of it. One thread starts boxes.
+        writers = GROUP if self.boxes is None else 1
+        self.ready = [
+            [[Barrier.allocate(pool, writers) for _ in self.pieces(half)] for half in range(2)]
+            for _ in range(2)
+        ]
+        # Boxes are written into the other block of a cluster too, of which a lane a warp arrives.
+        users = GROUP if self.rank is None else GROUP + GROUP // 32
+        self.free = [[Barrier.allocate(pool, users) for _ in range(2)] for _ in range(2)]
         self.known = Barrier.allocate(pool, 16)
         # Maxima, by computing group; a lane of four tells those of two rows.
         self.told = [Barrier.allocate(pool, GROUP // 4) for _ in range(2)]
         pool.commit()
         self.barriers = [
             self.query_ready, self.query_free, self.known, *self.told,
-            *(b for kind in (self.ready, self.free) for pair in kind for b in pair),
+            *(b for pair in self.free for b in pair),
+            *(b for pair in self.ready for half in pair for b in half),
         ]  # fmt: skip
+
+    def pieces(self, half: int) -> list[tuple[int, ...]]:
+        """Return tiles of a half of the keys that scores wait for together: those of a box."""
+        tiles = self.halves[half][0]
+        return [tuple(tiles)] if self.boxes is None else [(tile,) for tile in tiles]
 
     def each_tile(self, body: Any) -> None:
         """Emit a loop over the tiles of this block: body(tile, number of tiles before it)."""
         pipeline.each_turn(self.block, self.cut.blocks, self.count, body)
+
+    def let_go(self, buffer: int, half: int) -> None:
+        """Give a half of a buffer back, for all threads of the computing group that used it."""
+        barrier = self.free[buffer][half]
+        barrier.arrive()
+        if self.rank is not None:
+            ptx("bar.warp.sync", const(FULL, "uint32"))
+            with T.If(self.lane < 1), T.Then():
+                cluster.arrive(barrier, 1 - self.rank)
 
     # --- the gathering group --------------------------------------------------------------------
 
@@ -144,7 +169,8 @@ class ListedKernel:
         slots = place.slots
         last = slots.last(self.thread, self.lane, self.warp, self.last, SCAN)
         pairs = T.bind(maximum((last + (keys - 1)) // keys, const(1, "int32")))
-        rows = Rows(slots, gather.first, keys // STEP)
+        each = slots, gather.first, keys // STEP
+        rows = Rows(*each) if self.boxes is None else BoxedRows(self.boxes, *each)
         rows.fetch(const(0, "int32"))
         self.query_free.wait(turn - 1)
         # Computing groups have read the number for the tile before when they free its queries.
@@ -157,11 +183,6 @@ class ListedKernel:
             self.query_ready.arrive()
         rows.resolve(const(0, "int32"))
         pair = cell("int32", const(0, "int32"))
-        found = [
-            (cell("int32", const(0, "int32")), cell("int32", const(0, "int32")))
-            for _ in range(2 if self.boxes is not None else 0)
-        ]
-        self._whole(slots, const(0, "int32"), found)
         before = T.bind(get(self.done))
         with T.While(get(pair) < pairs):
             rows.take()
@@ -170,15 +191,13 @@ class ListedKernel:
             with T.If(more), T.Then():
                 rows.fetch(start)
             phase = T.bind(before + get(pair) - 1)
-            boxes = [(T.bind(get(w) > 0), T.bind(get(r))) for w, r in found]
             # In the order in which the computing groups let go of them.
             for order, (buffer, half) in enumerate(((0, 0), (1, 1), (0, 1), (1, 0))):
-                self.free[buffer][half].wait(phase)
-                self._copy_half(rows, place.key, buffer, half, boxes)
+                self._wait_free(buffer, half, phase)
+                self._copy_half(rows, place.key, buffer, half)
                 if order == 1:
                     with T.If(more), T.Then():
                         rows.resolve(start)
-                        self._whole(slots, start, found)
             with T.If(gather.piece < 1), T.Then():
                 for n in range(8):
                     seen = select(rows.exists(n), const(0.0, "float32"), const(NEVER, "float32"))
@@ -187,19 +206,14 @@ class ListedKernel:
             put(pair, get(pair) + 1)
         put(self.done, before + pairs)
 
-    def _whole(self, slots: Slots, first: Value, found: list[tuple[Value, Value]]) -> None:
-        """Put down whether either chunk of a pair is 64 neighbouring rows, and the first one."""
-        for buffer, (whole, row) in enumerate(found):
-            assert self.boxes is not None
-            begin = T.bind(first + buffer * ROWS)
-            side = self.boxes.whole(slots, begin)
-            put(whole, cast(side, "int32"))
-            with T.If(side), T.Then():
-                put(row, self.boxes.row(slots, begin))
+    def _wait_free(self, buffer: int, half: int, phase: Value) -> None:
+        free = self.free[buffer][half]
+        if self.rank is None:
+            free.wait(phase)
+        else:
+            free.wait_cluster(phase)
 
-    def _copy_half(
-        self, rows: Rows, head: Value, buffer: int, half: int, boxes: list[tuple[Value, Value]]
-    ) -> None:
+    def _copy_half(self, rows: Rows, head: Value, buffer: int, half: int) -> None:
         gather, ready = self.gather, self.ready[buffer][half]
         runs = [(tiles, const(tiles.start * TILE, "int32")) for tiles in self.halves[half]]
 
@@ -212,17 +226,21 @@ class ListedKernel:
                 for tiles, place in runs:
                     gather.copy_keys(source, rows, 4 * buffer + n, n, head, tiles, target, place)
 
-        if self.boxes is None:
+        if not isinstance(rows, BoxedRows):
             by_rows()
-            ready.arrive_after_copies()
+            ready[0].arrive_after_copies()
             return
-        whole, row = boxes[buffer]
-        with T.If(whole):
-            with T.Then():
-                self.boxes.copy(gather, *runs[0], row, self.keys[buffer], ready)
+        whole, row = rows.found[buffer]
+        with T.If(get(whole) > 0):
+            with T.Then(), T.If(self.thread < 1), T.Then():
+                pieces = list(zip(self.pieces(half), ready, strict=True))
+                rows.boxes.copy(gather, pieces, get(row), self.keys[buffer], self.rank)
             with T.Else():
                 # Seldom, so that computing groups need no fence for boxes.
                 by_rows()
                 ptx("cp.async.wait_all")
                 pipeline.fence_tensor()
-                ready.arrive()
+                pipeline.meet(COPIED, GROUP)
+                with T.If(self.thread < 1), T.Then():
+                    for barrier in ready:
+                        barrier.arrive()

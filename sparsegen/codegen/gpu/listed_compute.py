@@ -35,9 +35,9 @@ BOTH = 2 * GROUP
 NEVER = float("-inf")
 LOW = -1e30  # a maximum before any score
 LN2 = 0.6931471805599453
-# Named barriers: the weights of even and of odd, their sums, their outputs (one each), and the end
-# of a list.
-WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN = 1, 2, 3, 4, 6
+# Named barriers: the weights of even and of odd, their sums, their outputs (one each), the end of a
+# list, and rows where boxes are expected.
+WEIGHTS_EVEN, WEIGHTS_ODD, SUMS, OUT, SCAN, COPIED = 1, 2, 3, 4, 6, 7
 
 
 class Computing:
@@ -88,15 +88,16 @@ class Computing:
     def _add_scores(self, half: int, phase: Value, *, clear: bool) -> None:
         kernel = self.kernel
         ready = kernel.ready[self.side][half]
-        # Boxes come by the proxy that tensor cores read by.
-        if kernel.boxes is None:
-            ready.wait_tensor(phase)
-        else:
-            ready.wait(phase)
-        tiles = kernel.halves[half][0]
-        # A compiler that knows the descriptors keeps one per product in registers, and spills.
-        queries, keys = wgmma.opaque(self.queries), wgmma.opaque(self.keys)
-        wgmma.scores(self.scores, queries, keys, tiles, self.dtype, clear=clear)
+        for barrier, tiles in zip(ready, kernel.pieces(half), strict=True):
+            # Boxes come by the proxy that tensor cores read by.
+            if kernel.boxes is None:
+                barrier.wait_tensor(phase)
+            else:
+                barrier.wait(phase)
+            # A compiler that knows the descriptors keeps one per product in registers, and spills.
+            queries, keys = wgmma.opaque(self.queries), wgmma.opaque(self.keys)
+            wgmma.scores(self.scores, queries, keys, tiles, self.dtype, clear=clear)
+            clear = False
 
     def _softmax(self, least: Memory) -> None:
         """Turn scores into weights of a maximum that is at least `least`; shrink the sums."""
@@ -195,7 +196,7 @@ class Computing:
         # Boxes are written by another proxy than outputs were.
         if kernel.boxes is not None:
             pipeline.fence_tensor()
-        kernel.free[1][self.side].arrive()
+        kernel.let_go(1, self.side)
 
     def _mark(self, marks: Marks, token: Value, head: Value) -> None:
         """Replace sums by what is not finite among the values."""
@@ -269,7 +270,7 @@ class Even(Computing):
             wgmma.commit()
             wgmma.wait(0)
             self._hold()
-            kernel.free[0][0].arrive()
+            kernel.let_go(0, 0)
             kernel.told[1].wait(phase)
             for half in range(2):
                 top = T.bind(self._told_top(half))
@@ -291,7 +292,7 @@ class Even(Computing):
                     self._add_scores(0, phase + 1, clear=True)
                     wgmma.commit()
                     wgmma.wait(1)
-                    kernel.free[1][0].arrive()
+                    kernel.let_go(1, 0)
                     self._add_scores(1, phase + 1, clear=False)
                     wgmma.commit()
                     wgmma.wait(0)
@@ -338,8 +339,8 @@ class Odd(Computing):
             pass_by(WEIGHTS_ODD, BOTH)
             wgmma.wait(1)
             with T.If(get(pair) + 1 < self.pairs), T.Then():
-                kernel.free[1][1].arrive()
+                kernel.let_go(1, 1)
             wgmma.wait(0)
             self._hold()
-            kernel.free[0][1].arrive()
+            kernel.let_go(0, 1)
             put(pair, get(pair) + 1)

@@ -17,12 +17,14 @@ class Cut:
     blocks          persistent blocks
     compute, copy   registers of a thread of the computing groups, and of the gathering one
     boxes           64 neighbouring keys are copied as boxes
+    cluster         two blocks take tiles of one token, and copy boxes for each other
     """
 
     blocks: int
     compute: int
     copy: int
     boxes: bool
+    cluster: bool
 
 
 @dataclass(frozen=True)

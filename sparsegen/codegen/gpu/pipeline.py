@@ -55,6 +55,10 @@ class Barrier:
         """Wait until a phase (its number, int32) is complete; phase -1 is."""
         T.evaluate(T.cuda.mbarrier_wait(self.pointer, phase % 2))
 
+    def wait_cluster(self, phase: Value) -> None:
+        """Wait for a phase at which another block of the cluster arrives."""
+        T.evaluate(T.cuda.mbarrier_wait_acquire_cluster(self.pointer, phase % 2))
+
     def wait_tensor(self, phase: Value) -> None:
         """Wait for a phase, and make what it announces visible to tensor cores."""
         self.wait(phase)

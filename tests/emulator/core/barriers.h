@@ -1,4 +1,4 @@
-// Named barriers, and the mbarriers that live in shared memory.
+// What the threads of a block share, and blocks of a cluster: memory, barriers, mbarriers in it.
 #pragma once
 
 namespace emu {
@@ -30,21 +30,85 @@ struct Barrier : Waitable {
     return "barrier " + text(id) + " (" + text(arrived) + " of " + text(expected) + " arrived)";
   }
 };
-inline Barrier barriers[16];
+
+struct MBarrier : Waitable {
+  uint32_t address = 0;
+  int count = 0, pending = 0;
+  long long bytes = 0;
+  std::string name() const override {
+    return "mbarrier at " + text(address) + " to leave phase " + text(generation) + " (" +
+           text(pending) + " of " + text(count) + " arrivals and " + text(bytes) +
+           " bytes are missing)";
+  }
+};
+struct Block {
+  std::vector<unsigned char> memory;
+  unsigned char* shared;
+  emu_dim place;
+  int left;  // threads that are not done
+  Barrier barriers[16];
+  std::map<uint32_t, MBarrier> mbarriers;
+};
+inline std::vector<Block> blocks;  // of the cluster
+
+inline Block& own() { return blocks[here]; }
+
+void enter(int block) {
+  here = block;
+  shared = own().shared;
+  blockIdx = own().place;
+}
+
+void end_thread() { --own().left; }
+
+// Do something in the place of another block of the cluster.
+template <typename F>
+void elsewhere(int block, const char* what, F act) {
+  if (block < 0 || block >= cluster_blocks)
+    fail(std::string(what) + ": there is no block " + text(block) + " in the cluster");
+  if (!blocks[block].left) fail(std::string(what) + ": block " + text(block) + " of the cluster has ended");
+  int mine = here;
+  enter(block);
+  act();
+  enter(mine);
+}
+
+struct Gathering : Waitable {
+  int arrived = 0;
+  std::string name() const override {
+    return "the cluster (" + text(arrived) + " of " + text(cluster_threads) + " arrived)";
+  }
+};
+inline Gathering gathering;
+inline std::vector<int> gathered;  // by thread, the generation at which it arrived, or -1
+
+void cluster_arrive() {
+  if (gathered[current] >= 0) fail("barrier.cluster.arrive: this thread has not waited before");
+  gathered[current] = gathering.generation;
+  if (++gathering.arrived < cluster_threads) return;
+  gathering.arrived = 0;
+  ++gathering.generation;
+}
+
+void cluster_wait() {
+  if (gathered[current] < 0) fail("barrier.cluster.wait: this thread has not arrived");
+  if (gathering.generation == gathered[current]) wait(gathering);
+  gathered[current] = -1;
+}
 
 inline bool barrier_enter(uint32_t id, uint32_t count, const char* what) {
   if (id > 15) fail(std::string(what) + ": there is no barrier " + text(id));
   if (count % 32 || !count || (int)count > (block_threads + 31) / 32 * 32)
     fail(std::string(what) + ": " + text(count) + " threads at barrier " + text(id));
-  Barrier& b = barriers[id];
+  Barrier& b = own().barriers[id];
   if (b.arrived && b.expected != (int)count)
     fail(std::string(what) + ": barrier " + text(id) + " expects " + text(b.expected) +
          " threads, not " + text(count));
   b.expected = count;
-  ++b.by_warp[current / 32];
+  ++b.by_warp[current % block_threads / 32];
   int rest = block_threads % 32;  // the threads that the last warp lacks
   ++b.arrived;
-  if (rest && current == block_threads - 1) b.arrived += 32 - rest, b.by_warp[current / 32] += 32 - rest;
+  if (rest && current == block_threads - 1) b.arrived += 32 - rest, b.by_warp[current % block_threads / 32] += 32 - rest;
   if (b.arrived < b.expected) return false;
   for (int& n : b.by_warp) {
     if (n % 32) fail(std::string(what) + ": part of a warp is at barrier " + text(id));
@@ -58,7 +122,7 @@ inline bool barrier_enter(uint32_t id, uint32_t count, const char* what) {
 }
 
 void barrier_sync(uint32_t id, uint32_t count) {
-  if (!barrier_enter(id, count, "bar.sync")) wait(barriers[id]);
+  if (!barrier_enter(id, count, "bar.sync")) wait(own().barriers[id]);
 }
 
 void barrier_sync(uint32_t id) { barrier_sync(id, (block_threads + 31) / 32 * 32); }
@@ -69,30 +133,19 @@ void barrier_arrive(uint32_t id, uint32_t count) {
 }
 
 int syncthreads(int value, int which) {
-  Barrier& b = barriers[0];
+  Barrier& b = own().barriers[0];
   b.any |= value != 0, b.all &= value != 0, b.sum += value != 0;
   barrier_sync(0);
   return b.outcome[which];
 }
 
-struct MBarrier : Waitable {
-  uint32_t address = 0;
-  int count = 0, pending = 0;
-  long long bytes = 0;
-  std::string name() const override {
-    return "mbarrier at " + text(address) + " to leave phase " + text(generation) + " (" +
-           text(pending) + " of " + text(count) + " arrivals and " + text(bytes) +
-           " bytes are missing)";
-  }
-};
-inline std::map<uint32_t, MBarrier> mbarriers;
 inline constexpr uint64_t kMark = 0x4D42617272696572;
 
 inline MBarrier& mbarrier(uint32_t address, const char* what) {
   uint64_t mark;
   std::memcpy(&mark, at(address, 8, what, 8), 8);
-  auto found = mbarriers.find(address);
-  if (found == mbarriers.end())
+  auto found = own().mbarriers.find(address);
+  if (found == own().mbarriers.end())
     fail(std::string(what) + ": no mbarrier was initialised at " + text(address));
   if (mark != kMark) fail(std::string(what) + ": the mbarrier at " + text(address) + " was overwritten");
   return found->second;
@@ -101,7 +154,7 @@ inline MBarrier& mbarrier(uint32_t address, const char* what) {
 void mbarrier_init(uint32_t address, uint32_t count) {
   if (!count || count >= 1 << 20) fail("mbarrier.init: " + text(count) + " arrivals");
   std::memcpy(at(address, 8, "mbarrier.init", 8), &kMark, 8);
-  MBarrier& b = mbarriers[address];
+  MBarrier& b = own().mbarriers[address];
   if (b.bytes) fail("mbarrier.init: bytes are missing at " + text(address));
   b.address = address;
   b.generation = 0;
@@ -110,7 +163,7 @@ void mbarrier_init(uint32_t address, uint32_t count) {
 
 void mbarrier_inval(uint32_t address) {
   mbarrier(address, "mbarrier.inval");
-  mbarriers.erase(address);
+  own().mbarriers.erase(address);
 }
 
 inline void mbarrier_advance(MBarrier& b) {
@@ -142,6 +195,18 @@ inline void mbarrier_count(uint32_t address, uint32_t count) {
 void mbarrier_arrive(uint32_t address, uint32_t count) {
   pause();
   mbarrier_count(address, count);
+  pause();
+}
+
+// Addresses of the cluster have the number of the block, from 1 on, in their highest byte.
+void cluster_address(uint32_t& to, uint32_t address, uint32_t rank) {
+  to = address | (rank + 1) << 24;
+}
+
+void mbarrier_arrive_cluster(uint32_t address, uint32_t count) {
+  pause();
+  elsewhere((int)(address >> 24) - 1, "mbarrier.arrive",
+            [=] { mbarrier_count(address & 0xFFFFFF, count); });
   pause();
 }
 

@@ -1,6 +1,6 @@
 // Runs CUDA kernels on the CPU, a fiber for each thread of a block, to check what they compute.
 //
-// Blocks run one after the other, and fibers switch only where threads wait for one another: at
+// Clusters run one after the other, of one block mostly, and fibers switch only where threads wait for one another: at
 // barriers, mbarriers, operations of warps and of warp groups. Asynchronous copies happen at once or
 // as late as they can, by dice that always fall alike. So many races are not seen, but uninitialised
 // shared memory, threads that wait for ever, writes behind shared memory, and copies and products

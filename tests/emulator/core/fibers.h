@@ -1,4 +1,4 @@
-// Fibers: the threads of a block, who runs, who waits for what.
+// Fibers: the threads of the blocks of a cluster, who runs, who waits for what.
 #pragma once
 #include <pthread.h>
 #include <signal.h>
@@ -36,7 +36,12 @@ inline constexpr int kPatience = 20000;
 inline std::vector<Fiber> fibers;
 int current;
 int seconds = 10;
-inline int block_threads;
+inline int block_threads, cluster_blocks, cluster_threads;
+int here;
+// Make a block of the cluster the one at hand.
+void enter(int block);
+// Note that a thread of the block at hand is done.
+void end_thread();
 inline void* scheduler;
 inline void (*body)(const void*);
 inline const void* work;
@@ -107,7 +112,7 @@ inline bool can_run(const Fiber& f) { return !f.done && !(f.on && f.on->generati
 inline void pause() {
   if (!one_in(4)) return;
   int first = current / 32 * 32;
-  for (int n = first; n < std::min(first + 32, block_threads); ++n)
+  for (int n = first; n < std::min(first + 32, cluster_threads); ++n)
     if (n != current && !fibers[n].done) return;
   fibers[current].pauses = true;
   leave();
@@ -146,10 +151,16 @@ inline std::string stuck() {
 
 // What happens at some time, at the latest when no thread can go on without it.
 struct Event {
+  int block;
   std::function<void()> happen;
   std::string unless;  // what is wrong if it has not happened when all threads are done
 };
 inline std::deque<Event> events;
+
+// Let something happen to the block at hand.
+inline void later(std::function<void()> happen, const std::string& unless) {
+  events.push_back({here, std::move(happen), unless});
+}
 
 inline bool happen() {
   if (events.empty()) return false;
@@ -157,6 +168,7 @@ inline bool happen() {
   auto one = events.begin() + (one_in(8) ? roll() % events.size() : 0);
   Event next = std::move(*one);
   events.erase(one);
+  enter(next.block);
   next.happen();
   return true;
 }
@@ -215,7 +227,7 @@ enum Progress { kNone, kPolled, kMoved };
 // Let a warp go on for as long as it can.
 inline Progress run_warp(int warp, int& left) {
   Progress made = kNone;
-  int first = warp * 32, last = std::min(first + 32, block_threads);
+  int first = warp * 32, last = std::min(first + 32, cluster_threads);
   for (int n = first; n < last; ++n) fibers[n].polls = fibers[n].pauses = false;
   for (bool again = true; again;) {
     again = false;
@@ -224,13 +236,16 @@ inline Progress run_warp(int warp, int& left) {
       if (!can_run(f) || f.polls || f.pauses) continue;
       f.on = nullptr;
       current = n;
-      threadIdx = {n % blockDim.x, n / blockDim.x % blockDim.y, n / blockDim.x / blockDim.y};
+      enter(n / block_threads);
+      int own = n % block_threads;
+      threadIdx = {own % blockDim.x, own / blockDim.x % blockDim.y, own / blockDim.x / blockDim.y};
       ++switches;
       running = true;
       emu_switch(&scheduler, f.sp);
       running = false;
       if (!failure.empty()) throw GivenUp();
       left -= f.done;
+      if (f.done) end_thread();
       again = true;
       made = std::max(made, f.polls ? kPolled : kMoved);
     }
@@ -238,13 +253,13 @@ inline Progress run_warp(int warp, int& left) {
   return made;
 }
 
-// Run the threads of one block to their end. The first warp that can go on does, so that some get
+// Run the threads of a cluster to their end. The first warp that can go on does, so that some get
 // far ahead of others; which comes first changes now and then.
-inline void run_block() {
-  prepare(block_threads);
-  std::vector<int> order((block_threads + 31) / 32);
+inline void run_cluster() {
+  prepare(cluster_threads);
+  std::vector<int> order((cluster_threads + 31) / 32);
   for (size_t n = 0; n < order.size(); ++n) order[n] = n;
-  int left = block_threads, idle = 0;
+  int left = cluster_threads, idle = 0;
   while (left) {
     if (one_in(8)) std::swap(order[roll() % order.size()], order[roll() % order.size()]);
     if (one_in(16)) lazy = !lazy;

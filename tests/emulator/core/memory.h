@@ -53,7 +53,7 @@ void mbarrier_arrive_copies(uint32_t address) {
   if (at_once())
     arrive();
   else
-    events.push_back({arrive, ""});
+    later(arrive, "");
   pause();
 }
 

@@ -121,12 +121,24 @@ inline void store(const Transfer& t) {
   });
 }
 
-void tensor_load(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier) {
+inline void begin_load(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier) {
   Transfer t = transfer(rank, to, map, place);
   mbarrier(barrier, "cp.async.bulk.tensor");
-  pause();
   if (at_once()) return load(t, barrier);
-  events.push_back({[=] { load(t, barrier); }, "nobody waited for the copy of a box to " + text(to)});
+  later([=] { load(t, barrier); }, "nobody waited for the copy of a box to " + text(to));
+}
+
+void tensor_load(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier) {
+  begin_load(rank, to, map, place, barrier);
+  pause();
+}
+
+void tensor_load_cluster(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier,
+                         uint32_t mask) {
+  for (int n = 0; mask >> n; ++n)
+    if (mask >> n & 1)
+      elsewhere(n, "cp.async.bulk.tensor", [=] { begin_load(rank, to, map, place, barrier); });
+  pause();
 }
 
 void tensor_store(int rank, const void* map, const int* place, uint32_t from) {

@@ -21,7 +21,7 @@ struct Warp {
 inline std::vector<Warp> warps;
 
 inline Exchange& place_of(uint32_t mask) {
-  int number = current / 32, left = block_threads - number * 32;
+  int number = current / 32, left = cluster_threads - number * 32;
   if (!(mask >> lane() & 1)) fail("an operation of a warp without the lane that asks for it");
   if (left < 32) mask &= (1u << left) - 1;
   Exchange& x = mask == kAll ? warps[number].all : warps[number].some[mask];

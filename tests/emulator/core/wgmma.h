@@ -57,7 +57,7 @@ inline std::vector<WarpGroup> groups;
 
 inline WarpGroup& my_group() {
   int number = current / 128;
-  if (block_threads < (number + 1) * 128) fail("wgmma: a warp group has 128 threads");
+  if (cluster_threads < (number + 1) * 128) fail("wgmma: a warp group has 128 threads");
   groups[number].number = number;
   return groups[number];
 }

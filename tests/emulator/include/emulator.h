@@ -8,7 +8,8 @@ extern emu_dim threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emu {
 
-extern int current;            // the thread that runs, by number
+extern int current;            // the thread that runs, by number in its cluster
+extern int here;               // its block, by number in the cluster
 extern unsigned char* shared;  // of the block
 // Of computing, after which a thread that has not waited for anything is given up.
 extern int seconds;
@@ -59,6 +60,9 @@ void copy_wait(unsigned groups);
 void copy_wait_all();
 
 void tensor_load(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier);
+// To one place in the shared memory of each block of a mask.
+void tensor_load_cluster(int rank, uint32_t to, const void* map, const int* place, uint32_t barrier,
+                         uint32_t mask);
 void tensor_store(int rank, const void* map, const int* place, uint32_t from);
 void bulk_commit();
 void bulk_wait(unsigned groups);
@@ -80,6 +84,12 @@ void mbarrier_arrive_expect(uint32_t address, uint32_t bytes);
 void mbarrier_arrive_copies(uint32_t address);
 void mbarrier_wait(bool& done, uint32_t address, uint32_t parity);
 void mbarrier_test(bool& done, uint32_t address, uint32_t parity);
+
+// The address of something in the shared memory of another block of the cluster.
+void cluster_address(uint32_t& to, uint32_t address, uint32_t rank);
+void mbarrier_arrive_cluster(uint32_t address, uint32_t count);
+void cluster_arrive();
+void cluster_wait();
 
 // --- warps ---------------------------------------------------------------------------------------
 
@@ -227,8 +237,16 @@ template <typename T, typename U, typename V> T atomicCAS(T* p, U expected, V x)
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorLaunchFailure, cudaErrorCudartUnloading };
 using cudaStream_t = void*;
 struct dim3 { unsigned x, y, z; dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {} };
-struct cudaLaunchConfig_t { dim3 gridDim, blockDim; size_t dynamicSmemBytes; cudaStream_t stream; };
-enum { cudaFuncAttributeMaxDynamicSharedMemorySize };
+enum { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute { int id; struct { dim3 clusterDim; } val; };
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributeNonPortableClusterSizeAllowed };
 inline const char* cudaGetErrorString(cudaError_t) { return emu::failure_text(); }
 cudaError_t cudaGetLastError();
 inline cudaError_t cudaGetDevice(int* d) { *d = 0; return cudaSuccess; }
@@ -237,17 +255,19 @@ template <typename F> cudaError_t cudaFuncSetAttribute(F, int, int) { return cud
 
 namespace emu {
 
-cudaError_t launch(dim3 grid, dim3 block, size_t bytes, void (*call)(const void*), const void* work);
+cudaError_t launch(dim3 grid, dim3 block, size_t bytes, void (*call)(const void*), const void* work,
+                   int cluster);
 template <typename F>
-cudaError_t launch(dim3 grid, dim3 block, size_t bytes, const F& work) {
-  return launch(grid, block, bytes, [](const void* f) { (*(const F*)f)(); }, &work);
+cudaError_t launch(dim3 grid, dim3 block, size_t bytes, const F& work, int cluster = 1) {
+  return launch(grid, block, bytes, [](const void* f) { (*(const F*)f)(); }, &work, cluster);
 }
 
 }  // namespace emu
 
 template <typename... P, typename... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* c, void (*kernel)(P...), A... args) {
-  return emu::launch(c->gridDim, c->blockDim, c->dynamicSmemBytes, [=] { kernel(args...); });
+  int cluster = c->numAttrs ? c->attrs[0].val.clusterDim.x : 1;
+  return emu::launch(c->gridDim, c->blockDim, c->dynamicSmemBytes, [=] { kernel(args...); }, cluster);
 }
 
 // --- tensor maps ---------------------------------------------------------------------------------
