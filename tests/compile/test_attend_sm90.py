@@ -34,14 +34,17 @@ def task(heads: int = 128, topk: int = 2048, c: int = 576, **options: Any) -> At
     return next(t for t in plan.tasks if isinstance(t, AttendTask))
 
 
-def built(one: AttendTask, folder: Path) -> tuple[Path, str]:
+def built(
+    one: AttendTask, folder: Path, knobs: attend_sm90.Knobs | None = None
+) -> tuple[Path, str]:
     """Return the binary of a task, and what ptxas says of it."""
     try:
         kit = toolkit()
     except CompileError as error:
         pytest.skip(str(error))  # CUDA code needs nvcc
     source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
-    source.write_text(cuda_source(attend_sm90.apply(one, attend_sm90.Knobs(), ARCH), ARCH))
+    module = attend_sm90.apply(one, knobs or attend_sm90.Knobs(), ARCH)
+    source.write_text(cuda_source(module, ARCH))
     includes = [f"-I{p}" for p in (*libinfo.include_paths(), *kit.includes)]
     said = run(
         [
@@ -200,11 +203,30 @@ def test_nothing_spills(options: dict[str, Any], tmp_path: Path) -> None:
     assert int(registers[1]) <= 168
 
 
-def test_multiplies_on_tensor_cores(tmp_path: Path) -> None:
+def instructions(cubin: Path) -> str:
     dump = program("cuobjdump")
     if dump is None:
         pytest.skip("cuobjdump, which reads binaries, is not installed")
-    cubin, _ = built(task(), tmp_path)
-    code = subprocess.run([dump, "-sass", cubin], capture_output=True, text=True, check=True)
-    assert code.stdout.count("HGMMA") >= 100
-    assert "LDGSTS" in code.stdout
+    done = subprocess.run([dump, "-sass", cubin], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_multiplies_on_tensor_cores(tmp_path: Path) -> None:
+    code = instructions(built(task(), tmp_path)[0])
+    assert code.count("HGMMA") >= 100
+    assert "LDGSTS" in code
+
+
+def test_blocks_of_a_cluster_copy_boxes_for_each_other(tmp_path: Path) -> None:
+    paged = of(dense, {"H": 128, "K": 1, "c": 576}, {"layout": "paged", "page_size": 64})
+    cubin, said = built(paged, tmp_path, attend_sm90.Knobs(boxes=True, cluster=True))
+    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    assert not SERIAL.search(said)
+    assert "UTMALDG.2D.MULTICAST" in instructions(cubin)
+
+
+@pytest.mark.parametrize(("heads", "boxes"), [(64, True), (130, True), (128, False)])
+def test_clusters_have_boxes_and_tiles_in_pairs(heads: int, boxes: bool) -> None:
+    knobs = attend_sm90.Knobs(boxes=boxes, cluster=True)
+    with pytest.raises(CompileError, match="clusters"):
+        attend_sm90.apply(of(dense, {"H": heads, "K": 1, "c": 576}), knobs, ARCH)
