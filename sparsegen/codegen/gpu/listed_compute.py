@@ -46,14 +46,16 @@ class Computing:
     side: int
 
     def __init__(self, kernel: ListedKernel) -> None:
-        self.kernel, self.dtype, self.half = kernel, kernel.dtype, kernel.half
+        self.kernel, self.dtype = kernel, kernel.dtype
+        self.tiles = kernel.columns.split[self.side]  # of the values
+        self.half = 64 * len(self.tiles)
         self.warp, self.lane, self.thread = kernel.warp, kernel.lane, kernel.thread
         self.out = scratch(self.half // 2, "float32")
         self.scores, self.packed = scratch(32, "float32"), scratch(16, "uint32")
         self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
         self.next, self.shrink = scratch(2, "float32"), scratch(2, "float32")
         keys, weights = kernel.keys, kernel.weights
-        column = (kernel.columns.first + self.side * (self.half // 64)) * TILE
+        column = (kernel.columns.first + self.tiles.start) * TILE
         self.queries = wgmma.descriptor(wgmma.ALONG, kernel.queries.ptr_to([0]))
         self.keys = wgmma.descriptor(wgmma.ALONG, keys[self.side].ptr_to([0]))
         self.values = [wgmma.descriptor(wgmma.ACROSS, k.ptr_to([column])) for k in keys]
@@ -200,10 +202,9 @@ class Computing:
     def _mark(self, marks: Marks, token: Value, head: Value) -> None:
         """Replace sums by what is not finite among the values."""
         with T.If(marks.any(range(self.side, self.side + 1))), T.Then():
-            each = self.half // 64
-            marks.find(token, head, range(self.side * each, (self.side + 1) * each))
+            marks.find(token, head, self.tiles)
             for n in range(self.half // 2):
-                column = self.side * self.half + self.lane % 4 * 2 + (n // 4 * 8 + n % 2)
+                column = self.tiles.start * 64 + self.lane % 4 * 2 + (n // 4 * 8 + n % 2)
                 store(self.out, marks.mark(load(self.out, n), column), n)
 
     def _write(self, base: Value, head: Value, end: Value) -> None:
@@ -215,8 +216,7 @@ class Computing:
             return
         staged = kernel.keys[1]
         first, piece = T.bind(self.thread // 8), T.bind(self.thread % 8)
-        for n in range(self.half // 64):
-            tile = self.side * (self.half // 64) + n
+        for n, tile in enumerate(self.tiles):
             place = (kernel.columns.first + tile) * TILE
             wgmma.pack_tile(self.packed, self.out, self.dtype, 32 * n, self.shrink)
             wgmma.store_tile(self.packed, staged, place, self.warp, self.lane)
@@ -232,7 +232,7 @@ class Computing:
     def _write_wide(self, flat: Memory, base: Value, head: Value, end: Value) -> None:
         """Write float32, in pairs that fill sectors."""
         kernel = self.kernel
-        column = self.side * self.half + self.lane % 4 * 2
+        column = self.tiles.start * 64 + self.lane % 4 * 2
         for half in range(2):
             h = T.bind(head + self.warp * 16 + self.lane // 4 + 8 * half)
             with T.If(h < end), T.Then():
