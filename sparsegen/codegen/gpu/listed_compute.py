@@ -11,6 +11,7 @@ from sparsegen.codegen.gpu.launch import across, add
 from sparsegen.codegen.gpu.listed_marks import Marks
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet, pass_by
+from sparsegen.codegen.gpu.row_softmax import RowSoftmax
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
     T,
@@ -19,7 +20,6 @@ from sparsegen.codegen.tvm import (
     const,
     equal,
     load,
-    maximum,
     minimum,
     scratch,
     select,
@@ -54,6 +54,10 @@ class Computing:
         self.scores, self.packed = scratch(32, "float32"), scratch(16, "uint32")
         self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
         self.next, self.shrink = scratch(2, "float32"), scratch(2, "float32")
+        self.softmax = RowSoftmax(
+            kernel.rate, kernel.dtype, self.lane, self.scores, self.packed,
+            self.peak, self.total, self.shrink,
+        )  # fmt: skip
         keys, weights = kernel.keys, kernel.weights
         column = (kernel.columns.first + self.tiles.start) * TILE
         self.queries = wgmma.descriptor(wgmma.ALONG, kernel.queries.ptr_to([0]))
@@ -102,35 +106,7 @@ class Computing:
 
     def _softmax(self, least: Memory) -> None:
         """Turn scores into weights of a maximum that is at least `least`; shrink the sums."""
-        rate = const(self.kernel.rate, "float32")
-        scores = self.scores
-        for j in range(8):
-            for c in range(2):
-                at = self.side * ROWS + 8 * j + self.lane % 4 * 2 + c
-                bias = T.bind(load(self.kernel.bias, at))
-                for half in range(2):
-                    n = 4 * j + 2 * half + c
-                    store(scores, load(scores, n) + bias, n)
-        for half in range(2):
-            top = load(scores, 2 * half)
-            for j in range(8):
-                for c in range(2):
-                    if j or c:
-                        top = T.bind(maximum(top, load(scores, 4 * j + 2 * half + c)))
-            top = across(top, maximum, 4)
-            top = T.bind(maximum(load(least, half), top * rate))
-            ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - top)
-            store(self.peak, top, half)
-            total = T.bind(load(self.total, half) * load(self.shrink, half))
-            store(self.total, total, half)
-        self._shrink_out()
-        for half in range(2):
-            for j in range(8):
-                for c in range(2):
-                    n = 4 * j + 2 * half + c
-                    ptx("ex2.approx.ftz.f32", scores[n], load(scores, n) * rate - self.peak[half])
-                    store(self.total, load(self.total, half) + load(scores, n), half)
-        wgmma.pack_tile(self.packed, scores, self.dtype)
+        self.softmax.weigh(self.kernel.bias, self.side * ROWS, least, self._shrink_out)
 
     def _shrink_out(self) -> None:
         for i in range(self.half // 2):
