@@ -16,7 +16,7 @@ from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.boxes import boxed
 from sparsegen.codegen.gpu.convert import convert, converted
-from sparsegen.codegen.gpu.few import MOST, FewKernel, ring_of
+from sparsegen.codegen.gpu.few import FewKernel, few, narrow, ring_of
 from sparsegen.codegen.gpu.gather import readable
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.listed import ListedKernel, shared_bytes
@@ -75,10 +75,10 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
     if task.o.dtype not in (dtype, "float32"):
         return f"outputs are {task.o.dtype}, inputs {dtype}"
     dim = task.sources[0].v.dim
-    step = 64 if _few(task) and _apart(task) else 128
+    step = 64 if _apart(task) else 128
     if dim % step or dim > 512:
         return f"values of {dim} elements: it takes multiples of {step} up to 512"
-    if _few(task):
+    if _ringed(task):
         return None if ring_of(task, arch).slots else "a chunk of keys does not fit shared memory"
     if shared_bytes(task) > arch.shared_bytes:
         return f"{shared_bytes(task)} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
@@ -86,8 +86,11 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
-    """Return the split that keeps accumulators of 64 x 256 in registers, and boxes if they fit."""
-    return Knobs(boxes=not _few(task) and boxed(task))
+    """Return the split that keeps accumulators of 64 x 256 in registers, and boxes if they fit.
+
+    Those of narrow values take fewer.
+    """
+    return Knobs(200, 104) if narrow(task) else Knobs(boxes=not few(task) and boxed(task))
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
@@ -118,7 +121,7 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     (found, copies), columns = _copied(task), Columns.of(task)
     with kernel(task, tuple(copies.values())) as (builder, arguments):
         convert(arguments, copies, cut.blocks)
-        if _few(task):
+        if _ringed(task):
             FewKernel(found, columns, cut, ring_of(task, arch), dtype, arguments).emit()
         else:
             ListedKernel(found, columns, cut, dtype, arguments).emit()
@@ -137,8 +140,9 @@ def _copied(task: AttendTask) -> tuple[AttendTask, dict[Part, Buffer]]:
     return converted(task, dtype, readable, "kv" if Columns.of(task).apart else "k")
 
 
-def _few(task: AttendTask) -> bool:
-    return shared_heads(task) <= MOST
+def _ringed(task: AttendTask) -> bool:
+    """Tell whether each group computes whole chunks, which come by a ring."""
+    return few(task) or narrow(task)
 
 
 def _apart(task: AttendTask) -> bool:
@@ -175,7 +179,7 @@ def _excluded(task: AttendTask, knobs: Knobs) -> str | None:
         return f"{knobs.compute} and {knobs.copy} registers: multiples of 8 are handed out"
     if used > _REGISTERS:
         return f"{used} registers of the three groups, a block has {_REGISTERS}"
-    if knobs.boxes and (_few(task) or not boxed(task)):
+    if knobs.boxes and (few(task) or not boxed(task)):
         return "boxes of 64 keys: few heads, keys of no single range, or pages of no 64 keys"
     if knobs.cluster and not (knobs.boxes and Heads.of(task, ROWS).count % cluster.SIZE == 0):
         return "blocks in clusters: no boxes to copy for each other, or an odd number of tiles"

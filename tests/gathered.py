@@ -54,11 +54,11 @@ def twice(
 
 
 def _odd_values(
-    pattern: Any, heads: int, layout: str, sharpness: float, dtype: torch.dtype
+    pattern: Any, heads: int, layout: str, sharpness: float, dtype: torch.dtype, width: int = 128
 ) -> Case:
     """Return a case with values that are not finite, whose weights are very small for some."""
     lengths, page = [(3, 90), (1, 70)], 16
-    sizes = {"Hq": heads, "Hk": 2, "D": 128, "E": 128, "e": 8}
+    sizes = {"Hq": heads, "Hk": 2, "D": 128, "E": width, "e": 8}
     case = case_of(pattern, sizes, layout, lengths, page=page, dtype=dtype)
     case.inputs["q"] *= sharpness
     # Where the keys of a sequence lie.
@@ -73,8 +73,8 @@ def _odd_values(
         for n, x in case.inputs.items()
     }
     for which, key, head, column, value in (
-        (0, 10, 0, 3, math.inf), (0, 20, 0, 70, -math.inf), (0, 30, 1, 5, math.nan),
-        (0, 40, 1, 6, math.inf), (0, 41, 1, 6, -math.inf), (0, 42, 1, 127, -math.inf),
+        (0, 10, 0, 3, math.inf), (0, 20, 0, width - 58, -math.inf), (0, 30, 1, 5, math.nan),
+        (0, 40, 1, 6, math.inf), (0, 41, 1, 6, -math.inf), (0, 42, 1, width - 1, -math.inf),
         (1, 10, 0, 0, math.inf),
     ):  # fmt: skip
         flat["v"][places[which][key], head, column] = value
@@ -117,6 +117,30 @@ CASES: dict[str, Callable[[], Case]] = {
             LENGTHS,
         )
         for heads, key_heads, d in ((8, 4, 128), (160, 2, 128))
+    },
+    **{
+        f"narrow {heads} {key_heads} {d} {e} {layout}": partial(
+            case_of, pattern, {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "e": 8}, layout,
+            LENGTHS, page=page, dtype=dtype,
+        )
+        for pattern, heads, key_heads, d, e, layout, page, dtype in (
+            (own, 40, 1, 64, 64, "ragged", 16, torch.bfloat16),
+            (own, 140, 2, 128, 64, "paged", 16, torch.float16),
+            (common, 128, 1, 192, 64, "paged", 8, torch.bfloat16),
+            (common, 99, 3, 64, 64, "ragged", 16, torch.float16),
+            (own, 80, 2, 192, 192, "paged", 64, torch.bfloat16),
+            (common, 70, 1, 64, 320, "paged", 16, torch.bfloat16),
+            (own, 66, 2, 64, 448, "ragged", 16, torch.float16),
+        )
+    },
+    **{
+        f"odd values, narrow {heads} {width} {layout} {sharpness}": partial(
+            _odd_values, pattern, heads, layout, sharpness, torch.float16, width
+        )
+        for pattern, heads, width, layout, sharpness in (
+            (common, 80, 64, "paged", 64), (common, 140, 192, "ragged", 1),
+            (twice, 80, 64, "paged", 8), (twice, 70, 320, "ragged", 8),
+        )
     },
     **{
         f"odd values {heads} {layout} {sharpness} {str(dtype)[6:]}": partial(

@@ -188,6 +188,18 @@ CASES: dict[str, Callable[[], Case]] = {
         for heads in (16, 40)
     },
     **{
+        f"narrow lists of two sources {heads} {c} {v}": partial(
+            case_of, beside, {"H": heads, "c": c, "e": 8}, layout, lengths, dtype=dtype, d_v=v
+        )
+        for heads, c, v, layout, lengths, dtype in (
+            (40, 64, 64, "ragged", [(270, 290), (1, 7)], torch.bfloat16),
+            (130, 192, 64, "paged", LENGTHS, torch.float16),
+            (64, 576, 64, "paged", _LONGER, torch.bfloat16),
+            (70, 192, 192, "ragged", _LONGER, torch.bfloat16),
+            (65, 384, 320, "paged", LENGTHS, torch.float16),
+        )
+    },
+    **{
         f"{name}, {layout}": partial(
             case_of, "mla_decode", {"H": 70, **_PROJECTED}, layout,
             [*LENGTHS, (tokens, tokens + 10), (0, 0)], page=64, knobs=knobs,

@@ -20,7 +20,8 @@ from sparsegen.errors import CompileError
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.tasks import AttendTask
-from tests.gathered import common
+from tests.gathered import common, own
+from tests.latent import beside
 
 ARCH = archs.get("sm_90")
 # What ptxas says where it gives up products, or registers of groups.
@@ -43,7 +44,7 @@ def built(
     except CompileError as error:
         pytest.skip(str(error))  # CUDA code needs nvcc
     source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
-    module = attend_sm90.apply(one, knobs or attend_sm90.Knobs(), ARCH)
+    module = attend_sm90.apply(one, knobs or attend_sm90.default(one, ARCH), ARCH)
     source.write_text(cuda_source(module, ARCH))
     includes = [f"-I{p}" for p in (*libinfo.include_paths(), *kit.includes)]
     said = run(
@@ -123,9 +124,9 @@ def test_refuses_with_a_reason() -> None:
     assert "share one key head" in reason(of(dense, {**sizes, "K": 2}))
     assert "no prefix" in reason(of(dense, sizes, first=64, last=576))
     assert "multiples of 128" in reason(of(dense, sizes, last=64))
-    short = {"Hq": 64, "Hk": 1, "D": 64, "E": 64, "e": 64}
-    assert "multiples of 128" in reason(of(common, short))
-    assert "multiples of 64" in reason(of(common, {**short, "Hq": 8, "E": 96}))
+    short = {"Hq": 64, "Hk": 1, "D": 64, "E": 96, "e": 64}
+    assert "multiples of 64" in reason(of(common, short))
+    assert "multiples of 64" in reason(of(common, {**short, "Hq": 8}))
     assert "hidden from some heads" in reason(of(per_head, one))
     assert "scores are modified" in reason(of(capped, one))
     assert "shared memory" in reason(of(dense, {**sizes, "H": 128, "c": 640}))
@@ -171,6 +172,41 @@ def test_takes_values_apart_from_keys(
 ) -> None:
     sizes = {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "Hi": 4, "e": 128}
     found = of(patterns.load("qsa"), sizes, options=options)
+    assert attend_sm90.accepts(found, ARCH) is None
+    _, said = built(found, tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    assert not SERIAL.search(said)
+
+
+@pytest.mark.parametrize("options", [{}, {"layout": "paged", "page_size": 16}])
+@pytest.mark.parametrize(
+    ("heads", "key_heads", "d", "e"),
+    [
+        (128, 1, 64, 64),
+        (140, 2, 128, 64),
+        (99, 3, 192, 64),
+        (80, 2, 192, 192),
+        (70, 1, 64, 320),
+        (66, 2, 64, 448),
+    ],
+)
+def test_takes_values_of_an_odd_number_of_tiles(
+    heads: int, key_heads: int, d: int, e: int, options: dict[str, Any], tmp_path: Path
+) -> None:
+    sizes = {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "e": 64}
+    found = of(own, sizes, options=options)
+    assert attend_sm90.accepts(found, ARCH) is None
+    _, said = built(found, tmp_path)
+    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    assert not SERIAL.search(said)
+
+
+@pytest.mark.parametrize(
+    ("heads", "c", "d_v"),
+    [(40, 64, 64), (130, 192, 64), (64, 576, 64), (70, 192, 192), (65, 384, 320), (40, 448, 448)],
+)
+def test_takes_an_odd_number_of_tiles_of_keys(heads: int, c: int, d_v: int, tmp_path: Path) -> None:
+    found = of(beside, {"H": heads, "c": c, "e": 64}, d_v=d_v)
     assert attend_sm90.accepts(found, ARCH) is None
     _, said = built(found, tmp_path)
     assert "0 bytes spill stores, 0 bytes spill loads" in said

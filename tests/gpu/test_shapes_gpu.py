@@ -32,9 +32,11 @@ def _heads(draw: Draw) -> dict[str, int]:
 @st.composite
 def _dsa(draw: Draw) -> Config:
     c = draw(st.one_of(st.sampled_from([192, 576, 512]), st.integers(2, 300)))
-    wide = draw(st.integers(0, 3)) > 0 and c > 128
+    # Values of whole tiles, or not.
+    parts = range(64, min(c, 512) + 1, 64)
+    d_v = draw(st.sampled_from(parts)) if parts and draw(st.integers(0, 3)) > 0 else c // 2
     sizes = {"Hq": draw(st.integers(1, 130)), "c": c, "Hi": draw(st.integers(1, 9)), "e": 24}
-    hyper = {"topk": draw(st.integers(1, 300)), "d_v": c // 128 * 128 if wide else c // 2}
+    hyper = {"topk": draw(st.integers(1, 300)), "d_v": d_v}
     return Config("drawn", sizes, hyper)
 
 

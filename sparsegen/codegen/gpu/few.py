@@ -1,8 +1,10 @@
-"""Emit attention on Hopper over lists of keys, for few heads that share them.
+"""Emit attention on Hopper over lists of keys, for few heads that share them, or narrow values.
 
 Tensor cores take 64 rows at least, so keys and columns of values are rows, and heads are columns:
-scores are K Q^T, outputs V^T P^T. A block walks over tokens, with each key head, and the keys of a
-token, those of ranges and of lists one after the other, in chunks of 64:
+scores are K Q^T, outputs V^T P^T. More than 32 heads are rows, 64 of a tile, where registers have
+room for all columns of narrow values: scores are Q K^T, outputs P V. A block walks over tokens,
+with each key head, and the keys of a token, those of ranges and of lists one after the other, in
+chunks of 64:
 
     gather   warp group 2 copies rows of keys, and of values that are no part of them, into a ring,
              some columns at a time
@@ -22,15 +24,17 @@ from sparsegen.codegen.cpu.rows import Arguments
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import pipeline
-from sparsegen.codegen.gpu.few_compute import EXCHANGED, KEYS, SCAN, Computing
+from sparsegen.codegen.gpu.few_compute import HeadsAsColumns
 from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.listed_compute import NEVER
-from sparsegen.codegen.gpu.listed_cut import Columns, Cut
+from sparsegen.codegen.gpu.listed_cut import Columns, Cut, Heads
 from sparsegen.codegen.gpu.listed_marks import marks_bytes
 from sparsegen.codegen.gpu.mma import ptx
+from sparsegen.codegen.gpu.narrow_compute import ROWS, HeadsAsRows
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
+from sparsegen.codegen.gpu.ring_compute import KEYS, SCAN
 from sparsegen.codegen.gpu.slots import STEP, Rows
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
@@ -45,22 +49,39 @@ from sparsegen.codegen.tvm import (
 )
 from sparsegen.lowering.tasks import AttendTask
 
-MOST = 32  # heads
+MOST = 32  # heads that are columns
 _LONGEST = 16  # slots of a ring
 _ALIGNED = 128  # bytes lost between things in shared memory
 
 
+def few(task: AttendTask) -> bool:
+    """Tell whether few heads share keys."""
+    return shared_heads(task) <= MOST
+
+
+def narrow(task: AttendTask) -> bool:
+    """Tell whether many heads share keys, whose values are narrow and no two halves of tiles."""
+    dim = task.sources[0].v.dim
+    return not few(task) and dim < 256 and dim % 128 > 0
+
+
 def rounded_heads(task: AttendTask) -> int:
     """Return the heads of a tile, those that stand for nothing too."""
-    return -(-shared_heads(task) // 8) * 8
+    return -(-shared_heads(task) // 8) * 8 if few(task) else ROWS
+
+
+def _exchanged(task: AttendTask) -> int:
+    """Return how many registers of a thread pass from group to group at a time."""
+    return 8 if few(task) else 16
 
 
 def _bytes(task: AttendTask, ring: Ring) -> int:
     """Return the shared memory a block takes, at most."""
     heads, slots = rounded_heads(task), ring.slots
     tiles = slots * ring.part * TILE * 2
-    operands = task.q.dim * heads * 2 + 2 * heads * KEYS * 2
-    numbers = 2 * EXCHANGED * GROUP + slots * KEYS + 2 * (2 * 4 * heads) + 2 * heads + 8
+    weights = 2 * heads * KEYS * 2 if few(task) else 0
+    operands = task.q.dim * heads * 2 + weights
+    numbers = 2 * _exchanged(task) * GROUP + slots * KEYS + 2 * (2 * 4 * heads) + 2 * heads + 8
     marks = marks_bytes(task.sources[0].v.dim) if Columns.of(task).apart else 0
     return tiles + operands + numbers * 4 + marks + (3 + 2 * slots) * 8 + _ALIGNED
 
@@ -85,8 +106,8 @@ class FewKernel:
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
         self.columns, self.ring = columns, ring
         self.heads = rounded_heads(task)
-        self.shared = shared_heads(task)
-        self.each = task.q.heads // self.shared  # tiles of a token
+        self.split = Heads.of(task, self.heads)
+        self.exchanged, self.few = _exchanged(task), few(task)
         self.dim = task.sources[0].v.dim
         self.rate = task.scale * LOG2E
 
@@ -103,17 +124,18 @@ class FewKernel:
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([3 * GROUP])
         self.thread = T.bind(thread % GROUP)
-        self.count = T.bind(tokens * self.each)
+        self.count = T.bind(tokens * self.split.count)
         self._allocate()
         pipeline.init(self.barriers, thread)
+        computing = HeadsAsColumns if self.few else HeadsAsRows
         with T.If(group < 1):
             with T.Then():
                 pipeline.take_registers(self.cut.compute)
-                Computing(self, 0).run()
+                computing(self, 0).run()
             with T.Else(), T.If(group < 2):
                 with T.Then():
                     pipeline.take_registers(self.cut.compute)
-                    Computing(self, 1).run()
+                    computing(self, 1).run()
                 with T.Else():
                     pipeline.give_registers(self.cut.copy)
                     self._gather()
@@ -123,8 +145,9 @@ class FewKernel:
         heads, dtype, slots = self.heads, self.dtype, self.ring.slots
         self.keys = pool.alloc((slots * self.ring.part * TILE,), dtype, align=1024)
         self.queries = pool.alloc((self.columns.keys * heads * 64,), dtype, align=1024)
-        self.weights = pool.alloc((2 * heads * 64,), dtype, align=1024)
-        self.exchange = pool.alloc((2 * EXCHANGED * GROUP,), "float32", align=16)
+        if self.few:
+            self.weights = pool.alloc((2 * heads * 64,), dtype, align=1024)
+        self.exchange = pool.alloc((2 * self.exchanged * GROUP,), "float32", align=16)
         self.bias = pool.alloc((slots * KEYS,), "float32", align=16)
         self.tops, self.sums = (
             pool.alloc((2 * 4 * heads,), "float32", align=16) for _ in range(2)
@@ -157,10 +180,13 @@ class FewKernel:
 
     def bounds(self, tile: Value) -> tuple[Value, Value, Value]:
         """Return the token of a tile, its first head, and the end of its heads (int32)."""
-        if self.each == 1:
+        each = self.split.count
+        if each == 1:
             return tile, const(0, "int32"), const(self.task.q.heads, "int32")
-        head = T.bind(tile % self.each * self.shared)
-        return T.bind(tile // self.each), head, T.bind(head + self.shared)
+        if not self.few:
+            return T.bind(tile // each), *self.split.bounds(tile)
+        head = T.bind(tile % each * self.split.shared)
+        return T.bind(tile // each), head, T.bind(head + self.split.shared)
 
     # --- the gathering group --------------------------------------------------------------------
 

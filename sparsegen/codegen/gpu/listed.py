@@ -56,7 +56,6 @@ class ListedKernel:
         self.task, self.cut, self.dtype, self.arguments = task, cut, dtype, arguments
         self.columns = columns
         self.dim = task.sources[0].v.dim
-        self.half = self.dim // 2  # columns of the values of a computing group
         self.halves = columns.halves()
         self.heads = Heads.of(task, ROWS)
         self.rate = task.scale * LOG2E

@@ -11,6 +11,7 @@ from sparsegen.codegen.gpu.launch import across, add
 from sparsegen.codegen.gpu.listed_marks import Marks
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.pipeline import GROUP, meet, pass_by
+from sparsegen.codegen.gpu.row_softmax import RowSoftmax
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.codegen.tvm import (
     T,
@@ -19,7 +20,6 @@ from sparsegen.codegen.tvm import (
     const,
     equal,
     load,
-    maximum,
     minimum,
     scratch,
     select,
@@ -46,14 +46,20 @@ class Computing:
     side: int
 
     def __init__(self, kernel: ListedKernel) -> None:
-        self.kernel, self.dtype, self.half = kernel, kernel.dtype, kernel.half
+        self.kernel, self.dtype = kernel, kernel.dtype
+        self.tiles = kernel.columns.split[self.side]  # of the values
+        self.half = 64 * len(self.tiles)
         self.warp, self.lane, self.thread = kernel.warp, kernel.lane, kernel.thread
         self.out = scratch(self.half // 2, "float32")
         self.scores, self.packed = scratch(32, "float32"), scratch(16, "uint32")
         self.peak, self.total = scratch(2, "float32"), scratch(2, "float32")
         self.next, self.shrink = scratch(2, "float32"), scratch(2, "float32")
+        self.softmax = RowSoftmax(
+            kernel.rate, kernel.dtype, self.lane, self.scores, self.packed,
+            self.peak, self.total, self.shrink,
+        )  # fmt: skip
         keys, weights = kernel.keys, kernel.weights
-        column = (kernel.columns.first + self.side * (self.half // 64)) * TILE
+        column = (kernel.columns.first + self.tiles.start) * TILE
         self.queries = wgmma.descriptor(wgmma.ALONG, kernel.queries.ptr_to([0]))
         self.keys = wgmma.descriptor(wgmma.ALONG, keys[self.side].ptr_to([0]))
         self.values = [wgmma.descriptor(wgmma.ACROSS, k.ptr_to([column])) for k in keys]
@@ -101,35 +107,7 @@ class Computing:
 
     def _softmax(self, least: Memory) -> None:
         """Turn scores into weights of a maximum that is at least `least`; shrink the sums."""
-        rate = const(self.kernel.rate, "float32")
-        scores = self.scores
-        for j in range(8):
-            for c in range(2):
-                at = self.side * ROWS + 8 * j + self.lane % 4 * 2 + c
-                bias = T.bind(load(self.kernel.bias, at))
-                for half in range(2):
-                    n = 4 * j + 2 * half + c
-                    store(scores, load(scores, n) + bias, n)
-        for half in range(2):
-            top = load(scores, 2 * half)
-            for j in range(8):
-                for c in range(2):
-                    if j or c:
-                        top = T.bind(maximum(top, load(scores, 4 * j + 2 * half + c)))
-            top = across(top, maximum, 4)
-            top = T.bind(maximum(load(least, half), top * rate))
-            ptx("ex2.approx.ftz.f32", self.shrink[half], load(self.peak, half) - top)
-            store(self.peak, top, half)
-            total = T.bind(load(self.total, half) * load(self.shrink, half))
-            store(self.total, total, half)
-        self._shrink_out()
-        for half in range(2):
-            for j in range(8):
-                for c in range(2):
-                    n = 4 * j + 2 * half + c
-                    ptx("ex2.approx.ftz.f32", scores[n], load(scores, n) * rate - self.peak[half])
-                    store(self.total, load(self.total, half) + load(scores, n), half)
-        wgmma.pack_tile(self.packed, scores, self.dtype)
+        self.softmax.weigh(self.kernel.bias, self.side * ROWS, least, self._shrink_out)
 
     def _shrink_out(self) -> None:
         for i in range(self.half // 2):
@@ -201,10 +179,9 @@ class Computing:
     def _mark(self, marks: Marks, token: Value, head: Value) -> None:
         """Replace sums by what is not finite among the values."""
         with T.If(marks.any(range(self.side, self.side + 1))), T.Then():
-            each = self.half // 64
-            marks.find(token, head, range(self.side * each, (self.side + 1) * each))
+            marks.find(token, head, self.tiles)
             for n in range(self.half // 2):
-                column = self.side * self.half + self.lane % 4 * 2 + (n // 4 * 8 + n % 2)
+                column = self.tiles.start * 64 + self.lane % 4 * 2 + (n // 4 * 8 + n % 2)
                 store(self.out, marks.mark(load(self.out, n), column), n)
 
     def _write(self, base: Value, head: Value, end: Value) -> None:
@@ -216,8 +193,7 @@ class Computing:
             return
         staged = kernel.keys[1]
         first, piece = T.bind(self.thread // 8), T.bind(self.thread % 8)
-        for n in range(self.half // 64):
-            tile = self.side * (self.half // 64) + n
+        for n, tile in enumerate(self.tiles):
             place = (kernel.columns.first + tile) * TILE
             wgmma.pack_tile(self.packed, self.out, self.dtype, 32 * n, self.shrink)
             wgmma.store_tile(self.packed, staged, place, self.warp, self.lane)
@@ -233,7 +209,7 @@ class Computing:
     def _write_wide(self, flat: Memory, base: Value, head: Value, end: Value) -> None:
         """Write float32, in pairs that fill sectors."""
         kernel = self.kernel
-        column = self.side * self.half + self.lane % 4 * 2
+        column = self.tiles.start * 64 + self.lane % 4 * 2
         for half in range(2):
             h = T.bind(head + self.warp * 16 + self.lane // 4 + 8 * half)
             with T.If(h < end), T.Then():

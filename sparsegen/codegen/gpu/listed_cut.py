@@ -56,9 +56,15 @@ class Columns:
         """Return how many tiles are copied."""
         return self.keys + (self.values if self.apart else 0)
 
+    @property
+    def split(self) -> tuple[range, range]:
+        """Return the tiles of the values that are the left ones, and the right ones."""
+        left = -(-self.values // 2)
+        return range(left), range(left, self.values)
+
     def halves(self) -> tuple[list[range], list[range]]:
         """Return neighbouring tiles that are copied together: with the left values, the right."""
-        left = self.values // 2
+        left = len(self.split[0])
         if not self.apart:
             return [range(left)], [range(left, self.keys)]
         keys, values = -(-self.keys // 2), self.first + left

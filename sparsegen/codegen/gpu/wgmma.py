@@ -110,12 +110,17 @@ def scores(
             clear = False
 
 
-def weigh(acc: Memory, columns: int, weights: Memory, values: Value, dtype: str) -> None:
-    """Add the product of 64 x 64 weights in registers (uint32 [16]) and values, ACROSS."""
+def weigh(
+    acc: Memory, columns: int, weights: Memory, values: Value, dtype: str, first: int = 0
+) -> None:
+    """Add the product of 64 x 64 weights in registers (uint32 [16]) and values, ACROSS.
+
+    Accumulators begin at register `first`.
+    """
     for depth in range(DEPTHS):
         a = [weights[depth * 4 + i] for i in range(4)]
         b = values + const(depth * 128, "uint64")
-        product(acc, columns, a, b, dtype, b_across=True)
+        product(acc, columns, a, b, dtype, first=first, b_across=True)
 
 
 def weigh_shared(acc: Memory, columns: int, weights: Value, values: Value, dtype: str) -> None:
