@@ -178,22 +178,22 @@ def test_takes_values_apart_from_keys(
     assert not SERIAL.search(said)
 
 
-@pytest.mark.parametrize("options", [{}, {"layout": "paged", "page_size": 16}])
 @pytest.mark.parametrize(
-    ("heads", "key_heads", "d", "e"),
+    ("heads", "key_heads", "d", "e", "page"),
     [
-        (128, 1, 64, 64),
-        (140, 2, 128, 64),
-        (99, 3, 192, 64),
-        (80, 2, 192, 192),
-        (70, 1, 64, 320),
-        (66, 2, 64, 448),
+        (128, 1, 64, 64, 16),
+        (140, 2, 128, 64, 0),
+        (99, 3, 192, 64, 16),
+        (80, 2, 192, 192, 0),
+        (70, 1, 64, 320, 16),
+        (66, 2, 64, 448, 0),
     ],
 )
 def test_takes_values_of_an_odd_number_of_tiles(
-    heads: int, key_heads: int, d: int, e: int, options: dict[str, Any], tmp_path: Path
+    heads: int, key_heads: int, d: int, e: int, page: int, tmp_path: Path
 ) -> None:
     sizes = {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "e": 64}
+    options = {"layout": "paged", "page_size": page} if page else {}
     found = of(own, sizes, options=options)
     assert attend_sm90.accepts(found, ARCH) is None
     _, said = built(found, tmp_path)
