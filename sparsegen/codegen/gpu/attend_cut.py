@@ -135,3 +135,15 @@ def held(task: AttendTask, shape: Shape) -> int:
     room = (PARTLY_HELD if shape.columns > 1 else HELD) - registers(task, shape)
     fit = room // (4 * shape.tiles)
     return min(fit, mine) if shape.columns > 1 or fit >= mine else 0
+
+
+def packs(task: AttendTask, shape: Shape) -> bool:
+    """Tell whether all weights of a chunk are rounded before the first is used.
+
+    That halves their registers, of which kernels lack some whose scores take more than their sums,
+    or whose code for a chunk is there several times. Elsewhere tensor cores need not wait for it.
+    """
+    if shape.columns > 1 or registers(task, shape) <= HELD:
+        return False
+    clauses = sum(len(s.clauses) for s in task.sources)
+    return clauses > 1 or shape.keys > width_of(task, shape.columns)
