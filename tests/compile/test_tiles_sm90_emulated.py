@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -101,6 +102,56 @@ def test_short_blocks_that_share_chunks(name: str, config: Config, layout: str) 
     options = {"page": 16, "dtype": torch.bfloat16, "explicit": False}
     # The whole own block of the last token, which is less than a chunk.
     check(batch(name, config, layout, [*LENGTHS, (1, 144)], **options))
+
+
+# --- tables in pages -----------------------------------------------------------------------------
+
+Documents = sg.Tensor["S", "int"]
+
+
+@sg.pattern
+def near(
+    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk E"],
+    x: sg.Tensor["T Hk e"], y: sg.Tensor["S Hk e"], doc: Documents, *, L, n,
+):  # fmt: skip
+    """Attend to chosen blocks of the same document."""
+    i, j = sg.index(q, k)
+    s = sg.reduce(sg.score(x, y), "max", by=(sg.head(x), i, j // L))
+    sel = sg.select(s, topk=n)
+    seen = sel[sg.head(q) // q.group, i, j // L] & (doc[i] == doc[j])
+    return sg.attend(q, k, v, where=(j <= i) & seen)
+
+
+@sg.pattern
+def first_too(
+    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk E"],
+    doc: Documents,
+):  # fmt: skip
+    """Attend to the first keys, and to the same document."""
+    i, j = sg.index(q, k)
+    return sg.attend(q, k, v, where=(j <= i) & ((j < 3) | (doc[i] == doc[j])))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sizes", "hyper", "page", "knobs"),
+    [
+        ("document", {}, {}, 64, None),
+        ("document", {}, {}, 16, Knobs(groups=2, keys=128, stages=2, ahead=True)),
+        (first_too, {}, {}, 24, None),
+        (near, {"e": 16}, {"L": 16, "n": 4}, 16, None),
+    ],
+    ids=["page", "pages", "either", "blocks"],
+)
+def test_tables_in_pages(
+    pattern: Any, sizes: Any, hyper: Any, page: int, knobs: Knobs | None
+) -> None:
+    config = Config("odd", {**SMALL, **sizes}, hyper)
+    options = {"page": page, "dtype": torch.bfloat16, "explicit": False}
+    case = batch(pattern, config, "paged", [(5, 31), (2, 0), (70, 190)], **options)
+    if knobs is not None:
+        chosen = {"attend_1": sg.Schedule("attend_tiles_sm90", **asdict(knobs))}
+        case = replace(case, options={**case.options, "schedule": chosen})
+    check(case)
 
 
 # --- lists that the caller gives -----------------------------------------------------------------

@@ -22,6 +22,7 @@ from sparsegen.codegen.gpu.attend_cut import (
     dtype_of,
     held,
     inner,
+    packs,
     pitches,
     rounded,
     width_of,
@@ -62,6 +63,7 @@ class AttendKernel:
         self.width = width_of(task, shape.columns)
         self.wide = self.width * shape.columns
         self.held = held(task, shape)  # times 16 columns of the queries, in registers
+        self.packs = packs(task, shape)
         # Without a mod the scale is part of the exponent's rate; a mod needs it before.
         self.scaled = task.mod is not None or task.scale <= 0
         self.natural = 1.0 if self.scaled else task.scale
@@ -293,6 +295,10 @@ class Tile:
     def _add(self, base: Value) -> None:
         """Add the values of a chunk by its scores."""
         self.softmax.normalize()
+        if self.kernel.packs:
+            with T.If(get(self.mode) > FINITE), T.Then():
+                self.softmax.mark()
+            self.softmax.pack()
         with T.If(T.Not(equal(get(self.mode), FAST))), T.Then():
             self._apart(self.values.at(base))
         self.softmax.share()
@@ -309,8 +315,9 @@ class Tile:
                 x = T.bind(cast(load(values.memory, at), "float32"))
                 store(values.memory, cast(part_of(x, mode), self.kernel.dtype), at)
         sync()
-        with T.If(mode > FINITE), T.Then():
-            self.softmax.mark()
+        if not self.kernel.packs:
+            with T.If(mode > FINITE), T.Then():
+                self.softmax.mark()
 
 
 def _present(chunks: Chunks, chunk: Value) -> Value | None:

@@ -12,6 +12,9 @@ from sparsegen.lowering.tasks import AttendTask
 REGISTERS = 128  # of a thread, for the sums of its rows
 HELD = 176  # of a thread, for these, scores and queries; others are read from shared memory
 PARTLY_HELD = 184  # the same where warps share rows, which then keep as many queries as fit
+LOOKED_UP = (
+    8  # of these, what is not left if lists name keys of one source, and others lie in pages
+)
 
 
 @dataclass(frozen=True)
@@ -133,5 +136,19 @@ def held(task: AttendTask, shape: Shape) -> int:
     """Return how many times 16 columns of the queries a thread keeps in registers."""
     mine = rounded(task.q.dim, 16) // 16 // shape.depths
     room = (PARTLY_HELD if shape.columns > 1 else HELD) - registers(task, shape)
+    if task.paged and listed(task) and len(task.sources) > 1:
+        room -= LOOKED_UP
     fit = room // (4 * shape.tiles)
     return min(fit, mine) if shape.columns > 1 or fit >= mine else 0
+
+
+def packs(task: AttendTask, shape: Shape) -> bool:
+    """Tell whether all weights of a chunk are rounded before the first is used.
+
+    That halves their registers, of which kernels lack some whose scores take more than their sums,
+    or whose code for a chunk is there several times. Elsewhere tensor cores need not wait for it.
+    """
+    if shape.columns > 1 or registers(task, shape) <= HELD:
+        return False
+    clauses = sum(len(s.clauses) for s in task.sources)
+    return clauses > 1 or task.paged or shape.keys > width_of(task, shape.columns)

@@ -149,7 +149,7 @@ class Chunks:
         for n, slot in self._slots():
             j = pin(load(self._found, n))
             there = pin(cast(j >= 0, "int32"))
-            sure = T.Or(slot >= self.keys, T.And(j >= 0, self.sure(j)))
+            sure = T.Or(slot >= self.keys, T.And(j >= 0, self._sure_by_ends(j)))
             some, every = (
                 T.bind(T.cuda.ballot_sync(const(FULL, "uint32"), x))
                 for x in (there, pin(cast(sure, "int32")))
@@ -181,6 +181,12 @@ class Chunks:
         if self.clause.residual == TRUE:
             return const(True, "bool")
         return T.And(j >= self.bounds.sure_lo, j < self.bounds.sure_hi)
+
+    def _sure_by_ends(self, j: Value) -> Value:
+        """Tell the same of a key that there is; of ranges by what shared memory has of them."""
+        if not self.follow or self.clause.residual == TRUE:
+            return self.sure(j)
+        return T.And(j >= load(self._ends, 0), j < load(self._ends, 1))
 
     def some(self, chunk: Value) -> Value | None:
         """Tell whether a chunk has any key, for all threads alike (int32); None if each has."""

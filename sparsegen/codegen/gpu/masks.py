@@ -45,10 +45,15 @@ class Mask:
         ranges = sum(c.keys is None for c in source.clauses)
         alone = clause.keys is not None or ranges == 1 or tile.shape.tokens == 1
         self.pairwise = clause.residual != TRUE and not (alone and clause.exact)
-        self.bits = scratch(self.rows, "uint32") if self.pairwise else None
         # Rows of one token, in 16 rows of a warp that are 16 heads, have one answer.
         one = tile.shape.heads % 16 == 0 and not mentions(clause.residual, Head)
         self.leaders = [row - row % 2 if one else row for row in range(self.rows)]
+        # Registers are short: as many rows share one as have room for their answers in it.
+        self.each, asked = self.softmax.slice // 4, sorted(set(self.leaders))
+        share = 32 // self.each
+        self.places = {row: (n // share, n % share * self.each) for n, row in enumerate(asked)}
+        self.words = -(-len(asked) // share)
+        self.bits = scratch(self.words, "uint32") if self.pairwise else None
 
     def _pairs(self, rows: Iterable[int]) -> dict[int, tuple[Value, Value]]:
         """Return the position of the query of each row, and its head."""
@@ -73,9 +78,9 @@ class Mask:
         key, bounds = self.chunks.position(chunk), self.chunks.bounds
         leaders = sorted(set(self.leaders))
         pairs = self._pairs(leaders)
-        for row in range(self.rows):
-            store(bits, const(0, "uint32"), row)
-        with T.serial(self.softmax.slice // 4) as n:
+        for word in range(self.words):
+            store(bits, const(0, "uint32"), word)
+        with T.serial(self.each) as n:
             j = pin(key(self._slot(n // 2, n % 2)))
             with T.If(T.And(j >= 0, j < bounds.hi)), T.Then():
                 sure = pin(cast(self.chunks.sure(j), "int32"))
@@ -84,8 +89,9 @@ class Mask:
                     with T.If(equal(sure, const(0, "int32"))), T.Then():
                         value = self.view.value(self.clause.residual, *pairs[row], j)
                         put(seen, cast(value, "int32"))
-                    bit = T.shift_left(cast(get(seen), "uint32"), cast(n, "uint32"))
-                    store(bits, T.bitwise_or(load(bits, row), bit), row)
+                    word, first = self.places[row]
+                    bit = T.shift_left(cast(get(seen), "uint32"), cast(n + first, "uint32"))
+                    store(bits, T.bitwise_or(load(bits, word), bit), word)
 
     def apply(self, chunk: Value) -> None:
         """Hide what is not visible."""
@@ -98,8 +104,9 @@ class Mask:
         bits, zero = self.bits, const(0, "uint32")
 
         def visible(row: int, n: int, c: int) -> Value:
-            bit = const(1 << (2 * n + c), "uint32")
-            return T.bitwise_and(load(bits, self.leaders[row]), bit) > zero
+            word, first = self.places[self.leaders[row]]
+            bit = const(1 << (first + 2 * n + c), "uint32")
+            return T.bitwise_and(load(bits, word), bit) > zero
 
         return visible
 

@@ -69,6 +69,7 @@ class Softmax:
         self.held = scratch(max(4 * self.tiles * kernel.held, 1), "uint32")
         if self.shared is not None:
             self.weights = Fragments(self.shared.weights, lane, self.row)
+        self.packed = scratch(count // 2, "uint32") if kernel.packs else None
 
     def clear(self) -> None:
         """Start to sum."""
@@ -147,11 +148,12 @@ class Softmax:
         def multiply(step: int) -> None:
             k, n = divmod(step, steps)
             for m in range(tiles):
-                at = 4 * (k % 2 * tiles + m)
-                if n == 0 and weights is None:
+                at, first = 4 * (k % 2 * tiles + m), (m * self.slice // 8 + 2 * k) * 2
+                if n == 0 and weights is None and self.packed is None:
                     for x in range(4):
-                        store(self.a, self._pair((m * self.slice // 8 + 2 * k) * 4 + 2 * x), at + x)
-                a = [self.a[at + x] for x in range(4)]
+                        store(self.a, self._pair(2 * (first + x)), at + x)
+                memory, at = (self.a, at) if self.packed is None else (self.packed, first)
+                a = [memory[at + x] for x in range(4)]
                 self._multiply(self.out, (m * steps + n) * 8, a, step)
 
         _ahead(self.shape.keys // 16 * steps, read, multiply)
@@ -207,6 +209,11 @@ class Softmax:
         for *_, at in self.elements():
             seen = T.bind(load(self.scores, at) > const(0.0, "float32"))
             store(self.scores, cast(seen, "float32"), at)
+
+    def pack(self) -> None:
+        """Round all weights of the chunk, where registers are short."""
+        for at in range(self.tiles * self.slice // 4):
+            store(self.packed, self._pair(2 * at), at)
 
     def share(self) -> None:
         """Let the warps that share rows have all weights of the chunk."""

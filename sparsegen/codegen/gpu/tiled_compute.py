@@ -112,6 +112,7 @@ class Compute:
         """Take the chunk at hand, from scores to sums."""
         kernel, weights = self.kernel, self.weights
         chunk = weights.read()
+        weights.pairs.ask(chunk)
         self._score_alone()
         if chunk.seen is None:
             self._weigh(chunk)
@@ -130,6 +131,7 @@ class Compute:
         """Take chunks as long as they are wanted, each one's scores beside the last one's sums."""
         kernel, weights = self.kernel, self.weights
         chunk = weights.read()
+        weights.pairs.ask(chunk)
         self._score_alone()
         self._weigh(chunk)
         self._remember()
@@ -139,6 +141,7 @@ class Compute:
             # Before any product: no wait may stand between the products of one group.
             self._wait_values()
             chunk = weights.read()
+            weights.pairs.ask(chunk)
             self._hold()
             wgmma.begin()
             self._score()

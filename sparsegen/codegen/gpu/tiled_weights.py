@@ -12,6 +12,7 @@ from sparsegen.codegen.gpu import wgmma
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, member_bit
+from sparsegen.codegen.gpu.tiled_pairs import Pairs
 from sparsegen.codegen.tvm import (
     T,
     Value,
@@ -67,6 +68,7 @@ class Weights:
         self.scores, self.packed = scratch(keys // 2, "float32"), scratch(keys // 4, "uint32")
         self.peak, self.total, self.shrink = (scratch(2, "float32") for _ in range(3))
         self.moved = cell("int32", const(0, "int32"))
+        self.pairs = Pairs(self)
 
     def start(self) -> None:
         """Forget the item before."""
@@ -133,7 +135,7 @@ class Weights:
             return T.bind(self.compute.warp * 16 // self.cut.heads)
         return T.bind(self.compute.rows[half] // self.cut.heads)
 
-    def _position(self, half: int) -> tuple[Value, Value]:
+    def position(self, half: int) -> tuple[Value, Value]:
         """Return the absolute position of a row's query, and its head."""
         token = self._token(half)
         head = self.compute.head + (self.compute.rows[half] - token * self.cut.heads)
@@ -164,7 +166,7 @@ class Weights:
 
     def _modify(self, chunk: Chunk) -> None:
         task = self.kernel.task
-        places = [self._position(half) for half in range(2)]
+        places = [self.position(half) for half in range(2)]
         for n, half, key in self.elements():
             score = T.bind(load(self.scores, n) * const(task.scale, "float32"))
             if task.mod is not None:
@@ -176,7 +178,11 @@ class Weights:
 
     def _mask(self, n: int, chunk: Chunk) -> None:
         source, clause = self.kernel.clauses[n]
-        places = [self._position(half) for half in range(2)]
+        if n in self.pairs.clauses:
+            for at, half, key in self.elements():
+                self._keep(at, self.pairs.visible(half, key))
+            return
+        places = [self.position(half) for half in range(2)]
         firsts = [T.bind(start + self.compute.lane % 4 * 2) for start in chunk.starts]
         if len(source.clauses) == 1 and clause.exact:
             # One query sees a range: compare keys, which are constants, with its ends. Of several
