@@ -12,9 +12,7 @@ from sparsegen.lowering.tasks import AttendTask
 REGISTERS = 128  # of a thread, for the sums of its rows
 HELD = 176  # of a thread, for these, scores and queries; others are read from shared memory
 PARTLY_HELD = 184  # the same where warps share rows, which then keep as many queries as fit
-LOOKED_UP = (
-    8  # of these, what is not left if lists name keys of one source, and others lie in pages
-)
+LOOKED_UP = 8  # of these, for pages, where lists name keys of one source of several
 
 
 @dataclass(frozen=True)
