@@ -17,10 +17,11 @@ from sparsegen.codegen.gpu.attend_cut import (
     registers,
     shape_of,
     shared_bytes,
+    short,
 )
-from sparsegen.codegen.gpu.launch import kernel
+from sparsegen.codegen.gpu.launch import FUNCTIONS, kernel
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import BlockOf, Member, walk
+from sparsegen.ir.expr import TRUE, Apply, BlockOf, Member, walk
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import AttendTask
 
@@ -50,8 +51,9 @@ class Knobs:
 
 
 SUMS = 192  # registers of a thread for scores and sums; what is left holds operands and addresses
-# Of these, what is not left where keys or values are converted, or where lists name the keys.
-CONVERTED, LISTED = 16, 32
+# Of these, what is not left where keys or values are converted, where a score mod calls functions
+# and keys lie in pages, or where lists name the keys.
+CONVERTED, CALLED, LISTED = 16, 16, 32
 _BARRIERS = 15
 _RESERVED = 1024  # bytes of shared memory that a block takes beside its own
 # The best on an H100 first, of those that fit.
@@ -105,9 +107,23 @@ def default(task: AttendTask, arch: Arch) -> Knobs:
     narrow = _shape(task, Knobs()).rows == 16
     for wanted in (4, 1) if slow else (8, 4, 1):
         for knobs in (*_NARROW, *_PREFERRED) if narrow else _PREFERRED:
-            if _excluded(task, knobs, arch) is None and _resident(task, knobs, arch) >= wanted:
+            if _excluded(task, knobs, arch) is not None or _spills(task, knobs, arch):
+                continue
+            if _resident(task, knobs, arch) >= wanted:
                 return knobs
     return _least(task)
+
+
+def _spills(task: AttendTask, knobs: Knobs, arch: Arch) -> bool:
+    """Tell whether a cut is known to lack registers, though they are enough by their number.
+
+    Compilers for GPUs after Hopper keep the addresses of copies in them, of each clause, and where
+    masks ask pair by pair.
+    """
+    clauses = [c for s in task.sources for c in s.clauses]
+    many = len(clauses) > 1 or any(c.residual != TRUE and not c.exact for c in clauses)
+    after = "tma" in arch.features and "wgmma" not in arch.features
+    return after and many and short(task, _shape(task, knobs))
 
 
 def _resident(task: AttendTask, knobs: Knobs, arch: Arch) -> int:
@@ -161,6 +177,12 @@ def _shape(task: AttendTask, knobs: Knobs) -> Shape:
     )
 
 
+def _calls(task: AttendTask) -> bool:
+    """Tell whether a score mod calls functions while threads look pages up."""
+    mod = walk(task.mod) if task.paged and task.mod is not None else ()
+    return any(isinstance(e, Apply) and e.op in FUNCTIONS for e in mod)
+
+
 def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     if min(knobs.warps, knobs.tiles, knobs.columns, knobs.depths, knobs.stages) < 1:
         return "warps, tiles, columns, depths and stages are at least 1"
@@ -183,7 +205,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     if shape.threads > 1024:
         return f"{shape.threads} threads of a block"
     sums = registers(task, shape)
-    most = SUMS - max(CONVERTED * converts(task), LISTED * listed(task))
+    taken = CONVERTED * converts(task), CALLED * _calls(task), LISTED * listed(task)
+    most = SUMS - max(taken)
     if sums > most:
         return f"{sums} registers of a thread for scores and sums, of {most}"
     if sums * shape.threads > 48 << 10:

@@ -25,6 +25,7 @@ from sparsegen.codegen.gpu.attend_cut import (
     packs,
     pitches,
     rounded,
+    short,
     width_of,
 )
 from sparsegen.codegen.gpu.chunks import Chunks, Ring
@@ -63,7 +64,7 @@ class AttendKernel:
         self.width = width_of(task, shape.columns)
         self.wide = self.width * shape.columns
         self.held = held(task, shape)  # times 16 columns of the queries, in registers
-        self.packs = packs(task, shape)
+        self.short, self.packs = short(task, shape), packs(task, shape)
         # Without a mod the scale is part of the exponent's rate; a mod needs it before.
         self.scaled = task.mod is not None or task.scale <= 0
         self.natural = 1.0 if self.scaled else task.scale
@@ -232,7 +233,7 @@ class Tile:
         shape = self.shape
         chunks = Chunks(
             self.view, source, clause, self.head, self.ring, shape.keys,
-            self.place.thread, shape.threads, self.ends,
+            self.place.thread, shape.threads, self.ends, lean=self.kernel.short,
         )  # fmt: skip
         lead, head = ahead(self.task, shape.stages), pin(self.head // self.task.group)
         mask = Mask(self, source, clause, chunks)

@@ -140,13 +140,18 @@ def held(task: AttendTask, shape: Shape) -> int:
     return min(fit, mine) if shape.columns > 1 or fit >= mine else 0
 
 
+def short(task: AttendTask, shape: Shape) -> bool:
+    """Tell whether scores and sums leave a thread few registers for anything else."""
+    return shape.columns == 1 and registers(task, shape) > HELD
+
+
 def packs(task: AttendTask, shape: Shape) -> bool:
     """Tell whether all weights of a chunk are rounded before the first is used.
 
     That halves their registers, of which kernels lack some whose scores take more than their sums,
-    or whose code for a chunk is there several times. Elsewhere tensor cores need not wait for it.
+    whose code for a chunk is there several times, or whose keys lie in pages. Elsewhere tensor
+    cores need not wait for it.
     """
-    if shape.columns > 1 or registers(task, shape) <= HELD:
-        return False
     clauses = sum(len(s.clauses) for s in task.sources)
-    return clauses > 1 or task.paged or shape.keys > width_of(task, shape.columns)
+    wide = shape.keys > width_of(task, shape.columns)
+    return short(task, shape) and (wide or clauses > 1 or task.paged)

@@ -93,7 +93,7 @@ class Chunks:
 
     def __init__(
         self, view: ThreadView, source: KeySource, clause: Clause, head: Value, ring: Ring | None,
-        keys: int, thread: Value, threads: int, ends: Memory,
+        keys: int, thread: Value, threads: int, ends: Memory, *, lean: bool,
     ) -> None:  # fmt: skip
         """Describe the chunks of a clause.
 
@@ -103,6 +103,7 @@ class Chunks:
             keys: slots of a chunk.
             thread, threads: the number of this thread in the block, and how many there are.
             ends: shared int32 [2], to keep what is asked once a chunk out of registers.
+            lean: registers are short.
         """
         self.clause, self.sequence, self.keys = clause, view.sequence, keys
         self.thread, self.threads = thread, threads
@@ -113,7 +114,7 @@ class Chunks:
         self.bounds = view._hull(clause, self.length, view.i_min, view.symbols["i_max"])
         self._find, count = finder(view, clause, self.bounds, head)
         self.number = pin((count + (keys - 1)) // keys)
-        self._ends, bounds = ends, self.bounds
+        self._ends, self._lean, bounds = ends, lean, self.bounds
         whole = clause.residual == TRUE
         store(ends, bounds.lo if whole else bounds.sure_lo, 0)
         store(ends, bounds.hi if whole else minimum(bounds.sure_hi, bounds.hi), 1)
@@ -184,7 +185,7 @@ class Chunks:
 
     def _sure_by_ends(self, j: Value) -> Value:
         """Tell the same of a key that there is; of ranges by what shared memory has of them."""
-        if not self.follow or self.clause.residual == TRUE:
+        if not (self._lean and self.follow) or self.clause.residual == TRUE:
             return self.sure(j)
         return T.And(j >= load(self._ends, 0), j < load(self._ends, 1))
 

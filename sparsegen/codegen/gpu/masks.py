@@ -48,11 +48,13 @@ class Mask:
         # Rows of one token, in 16 rows of a warp that are 16 heads, have one answer.
         one = tile.shape.heads % 16 == 0 and not mentions(clause.residual, Head)
         self.leaders = [row - row % 2 if one else row for row in range(self.rows)]
-        # Registers are short: as many rows share one as have room for their answers in it.
-        self.each, asked = self.softmax.slice // 4, sorted(set(self.leaders))
-        share = 32 // self.each
-        self.places = {row: (n // share, n % share * self.each) for n, row in enumerate(asked)}
-        self.words = -(-len(asked) // share)
+        self.each, self.words = self.softmax.slice // 4, self.rows
+        self.places = {row: (row, 0) for row in range(self.rows)}
+        if tile.kernel.short:
+            # As many rows share a register as have room for their answers in it.
+            share, asked = 32 // self.each, sorted(set(self.leaders))
+            self.places = {row: (n // share, n % share * self.each) for n, row in enumerate(asked)}
+            self.words = -(-len(asked) // share)
         self.bits = scratch(self.words, "uint32") if self.pairwise else None
 
     def _pairs(self, rows: Iterable[int]) -> dict[int, tuple[Value, Value]]:
