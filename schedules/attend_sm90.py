@@ -96,9 +96,9 @@ def default(task: AttendTask, arch: Arch) -> Knobs:
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first = default(task, arch)
-    others = (Knobs(216, 72), Knobs(224, 56), Knobs(216, 96))
-    alone = replace(first, cluster=not first.cluster, boxes=True)
-    for knobs in (first, alone, replace(first, boxes=False, cluster=False), *others):
+    found = [first, replace(first, boxes=not first.boxes), replace(first, boxes=True, cluster=True)]
+    found += [replace(first, compute=a, copy=b) for a, b in ((216, 72), (224, 56), (216, 96))]
+    for knobs in found:
         reason = _excluded(task, knobs)
         yield knobs if reason is None else Rejected(asdict(knobs), reason)
 
