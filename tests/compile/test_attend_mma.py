@@ -83,6 +83,14 @@ def test_whole_units_of_batches(layout: str) -> None:
     check(batch("causal", WHOLE["causal"], layout, lengths, dtype=torch.float16, page=16))
 
 
+@pytest.mark.parametrize("layout", ["ragged", "paged"])
+def test_short_of_registers(layout: str) -> None:
+    """Sums and scores take 192: rows share answers, and weights are rounded at once."""
+    config = Config("wide", {"T": 70, "S": 70, "Hq": 4, "Hk": 2, "D": 128, "E": 128})
+    lengths = [(5, 131), (1, 17), (70, 90)]
+    check(batch("document", config, layout, lengths, dtype=torch.bfloat16, page=16))
+
+
 @pytest.mark.parametrize("name", ["causal", "sliding_window"])
 def test_what_is_not_finite_in_whole_units(name: str) -> None:
     for value in (math.nan, math.inf, -math.inf):
