@@ -155,22 +155,23 @@ def test_takes_entries_beside_a_window(name: str, heads: int, tmp_path: Path) ->
     assert not SERIAL.search(said)
 
 
-@pytest.mark.parametrize("options", [{}, {"layout": "paged", "page_size": 16}])
 @pytest.mark.parametrize(
-    ("heads", "key_heads", "d", "e"),
+    ("heads", "key_heads", "d", "e", "page"),
     [
-        (24, 2, 256, 256),
-        (8, 8, 192, 128),
-        (16, 2, 64, 64),
-        (32, 1, 128, 128),
-        (128, 2, 192, 128),
-        (80, 1, 256, 256),
+        (24, 2, 256, 256, 16),
+        (24, 2, 256, 256, 0),
+        (8, 8, 192, 128, 16),
+        (16, 2, 64, 64, 0),
+        (32, 1, 128, 128, 16),
+        (128, 2, 192, 128, 0),
+        (80, 1, 256, 256, 16),
     ],
 )
 def test_takes_values_apart_from_keys(
-    heads: int, key_heads: int, d: int, e: int, options: dict[str, Any], tmp_path: Path
+    heads: int, key_heads: int, d: int, e: int, page: int, tmp_path: Path
 ) -> None:
     sizes = {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "Hi": 4, "e": 128}
+    options = {"layout": "paged", "page_size": page} if page else {}
     found = of(patterns.load("qsa"), sizes, options=options)
     assert attend_sm90.accepts(found, ARCH) is None
     _, said = built(found, tmp_path)
