@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,9 +30,10 @@ def test_every_verb_has_help_and_its_usage_works(capsys: pytest.CaptureFixture[s
         assert run(capsys, verb, "--help")[0] == 0
 
 
-def test_only_the_verb_at_hand_is_imported() -> None:
+@pytest.mark.parametrize("arguments", [["list"], ["list", "archs"], ["list", "tuned"]])
+def test_only_the_verb_at_hand_is_imported(arguments: list[str]) -> None:
     code = (
-        "import sys; from sparsegen.cli import main; main(['list', 'archs']); "
+        f"import sys; from sparsegen.cli import main; main({arguments}); "
         "found = {'sparsegen.cli.tune', 'tvm', 'torch', 'sympy'} & set(sys.modules); "
         "sys.exit(repr(found) if found else 0)"
     )
@@ -46,20 +46,6 @@ def test_the_package_runs_as_a_module() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "dsa" in done.stdout
-
-
-def test_list_takes_less_than_half_a_second() -> None:
-    code = "import sys; from sparsegen.cli import main; sys.exit(main(['list']))"
-    command = [sys.executable, "-c", code]
-    spent = []
-    for _ in range(3):
-        start = os.times()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        end = os.times()
-        spent.append(
-            end.children_user - start.children_user + end.children_system - start.children_system
-        )
-    assert min(spent) < 0.5, spent
 
 
 def test_list_says_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
