@@ -148,7 +148,8 @@ def page(reports: Mapping[Path, Mapping[str, Any]], root: Path) -> Iterator[str]
         yield f"## {report['machine']['gpu']}"
         yield ""
         yield (
-            f"{machine(report)}; {report['rounds']} rounds of {report['seconds']} s for each: "
+            f"{machine(report)}; "
+            f"at least {report['rounds']} rounds of {report['seconds']} s for each: "
             f"[{path.name}](../{path.relative_to(root)})"
         )
         yield ""

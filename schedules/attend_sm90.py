@@ -114,9 +114,9 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     dtype = dtype_of(task)
     assert dtype is not None
-    blocks = arch.cores or cluster.SIZE
+    blocks = arch.cores or 1
     if knobs.cluster:
-        blocks = blocks // cluster.SIZE * cluster.SIZE
+        blocks += blocks % cluster.SIZE
     cut = Cut(blocks, knobs.compute, knobs.copy, knobs.boxes, knobs.cluster)
     (found, copies), columns = _copied(task), Columns.of(task)
     with kernel(task, tuple(copies.values())) as (builder, arguments):

@@ -193,7 +193,8 @@ def merge(reports: Iterable[dict[str, Any]]) -> dict[str, Any]:
         if report["machine"] != first["machine"]:
             raise ValueError(f"{report['machine']} is not {first['machine']}")
         rows |= {row["name"]: row for row in report["workloads"]}
-    return {**(rest or [first])[-1], "workloads": list(rows.values())}
+    least = min(report["rounds"] for report in (first, *rest))
+    return {**(rest or [first])[-1], "rounds": least, "workloads": list(rows.values())}
 
 
 @dataclass

@@ -57,6 +57,13 @@ def built(
     return cubin, said
 
 
+def takes_without_spills(one: AttendTask, folder: Path) -> None:
+    assert attend_sm90.accepts(one, ARCH) is None
+    _, said = built(one, folder)
+    assert "0 bytes spill stores, 0 bytes spill loads" in said
+    assert not SERIAL.search(said)
+
+
 @sg.pattern
 def dense(q: sg.Tensor["T H c"], k: sg.Tensor["S K c"], *, d_v=512, first=0, last=512):
     i, j = sg.index(q, k)
@@ -173,10 +180,7 @@ def test_takes_values_apart_from_keys(
     sizes = {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "Hi": 4, "e": 128}
     options = {"layout": "paged", "page_size": page} if page else {}
     found = of(patterns.load("qsa"), sizes, options=options)
-    assert attend_sm90.accepts(found, ARCH) is None
-    _, said = built(found, tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in said
-    assert not SERIAL.search(said)
+    takes_without_spills(found, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,10 +200,7 @@ def test_takes_values_of_an_odd_number_of_tiles(
     sizes = {"Hq": heads, "Hk": key_heads, "D": d, "E": e, "e": 64}
     options = {"layout": "paged", "page_size": page} if page else {}
     found = of(own, sizes, options=options)
-    assert attend_sm90.accepts(found, ARCH) is None
-    _, said = built(found, tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in said
-    assert not SERIAL.search(said)
+    takes_without_spills(found, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -208,10 +209,7 @@ def test_takes_values_of_an_odd_number_of_tiles(
 )
 def test_takes_an_odd_number_of_tiles_of_keys(heads: int, c: int, d_v: int, tmp_path: Path) -> None:
     found = of(beside, {"H": heads, "c": c, "e": 64}, d_v=d_v)
-    assert attend_sm90.accepts(found, ARCH) is None
-    _, said = built(found, tmp_path)
-    assert "0 bytes spill stores, 0 bytes spill loads" in said
-    assert not SERIAL.search(said)
+    takes_without_spills(found, tmp_path)
 
 
 def test_registers_of_the_groups_fit_a_block() -> None:

@@ -173,13 +173,15 @@ def test_what_crashes_or_hangs_harms_nothing_else(
 
 
 def test_reports_of_one_machine_are_joined() -> None:
-    def report(gpu: str, **rows: int) -> dict[str, Any]:
+    def report(gpu: str, rounds: int = 2, **rows: int) -> dict[str, Any]:
         return {
             "machine": {"gpu": gpu},
+            "rounds": rounds,
             "workloads": [{"name": name, "ms": ms} for name, ms in rows.items()],
         }
 
-    joined = measure.merge([report("A", x=1, y=2), report("A", y=3, z=4)])
+    joined = measure.merge([report("A", x=1, y=2), report("A", rounds=3, y=3, z=4)])
+    assert joined["rounds"] == 2  # what every row had at least
     assert {row["name"]: row["ms"] for row in joined["workloads"]} == {"x": 1, "y": 3, "z": 4}
     with pytest.raises(ValueError, match="is not"):
         measure.merge([report("A", x=1), report("B", x=1)])

@@ -28,11 +28,11 @@ from sparsegen.codegen.gpu.few_compute import HeadsAsColumns
 from sparsegen.codegen.gpu.few_ring import Place, Ring
 from sparsegen.codegen.gpu.gather import Gather
 from sparsegen.codegen.gpu.launch import device
-from sparsegen.codegen.gpu.listed_compute import NEVER
+from sparsegen.codegen.gpu.listed_compute import NEVER, ROWS
 from sparsegen.codegen.gpu.listed_cut import Columns, Cut, Heads
 from sparsegen.codegen.gpu.listed_marks import marks_bytes
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.narrow_compute import ROWS, HeadsAsRows
+from sparsegen.codegen.gpu.narrow_compute import HeadsAsRows
 from sparsegen.codegen.gpu.pipeline import GROUP, Barrier
 from sparsegen.codegen.gpu.ring_compute import KEYS, SCAN
 from sparsegen.codegen.gpu.slots import STEP, Rows

@@ -15,8 +15,6 @@ from sparsegen.codegen.tvm import Memory, T, Value, cast, load, select, store
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.few import FewKernel
 
-ROWS = 64  # heads of a tile
-
 
 class HeadsAsRows(Computing):
     """A group whose products have 64 heads as rows: weights go from registers to registers.

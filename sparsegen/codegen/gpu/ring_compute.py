@@ -188,8 +188,8 @@ class Computing(ABC):
             self.marks.note(self.out, self.values * self.each)
         self._normalise(token, first_head, end)
         odd = None if self.marks is None else self.marks.any(range(2))
-        left = -(-self.values // 2)  # at least as many as there are right ones
-        halves = range(left), range(left, self.values)
+        halves = self.kernel.columns.split
+        left = len(halves[0])  # at least as many as there are right ones
         mine, others = halves[self.side], halves[1 - self.side]
         kernel, room = self.kernel, self.kernel.exchanged
         for start in range(0, left * self.each, room):

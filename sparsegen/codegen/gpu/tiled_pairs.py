@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.tiled_cut import MASKED, clauses_of
 from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, scratch, select, store
-from sparsegen.ir.expr import Table, walk
+from sparsegen.ir.expr import Expr, Table, walk
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled_weights import Chunk, Weights
@@ -24,11 +24,12 @@ _KEYS = 4  # of a thread, which are asked side by side
 def paged(task: AttendTask) -> list[int]:
     """Return the numbers of the clauses whose predicates read tables in pages."""
     tables = dict(task.tables)
-    return [
-        n for n, (_, clause) in enumerate(clauses_of(task))
-        for e in walk(clause.residual)
-        if isinstance(e, Table) and tables[e.tensor.name].rows.paged
-    ]  # fmt: skip
+
+    def reads(residual: Expr) -> bool:
+        read = (e for e in walk(residual) if isinstance(e, Table))
+        return any(tables[e.tensor.name].rows.paged for e in read)
+
+    return [n for n, (_, clause) in enumerate(clauses_of(task)) if reads(clause.residual)]
 
 
 class Pairs:
@@ -36,7 +37,7 @@ class Pairs:
 
     def __init__(self, weights: Weights) -> None:
         self.weights, self.kernel, self.cut = weights, weights.kernel, weights.kernel.cut
-        self.clauses = sorted(set(paged(self.kernel.task)))
+        self.clauses = paged(self.kernel.task)
         self.each = self.cut.keys // 4
         self.words = -(-2 * self.each // 32)
         self.bits = scratch(self.words, "uint32") if self.clauses else None
