@@ -244,7 +244,5 @@ class Rows:
 def weight(x: Value, top: Value, arch: Arch | None = None) -> Value:
     """Return exp(x - top): 0 for a hidden x, and NaN where x or `top` leaves no other answer."""
     lanes = lanes_of(x)
-    rest = T.bind(x - top)
-    power = vec.exp2(rest * const(LOG2E, "float32", lanes), arch)
-    power = T.bind(select(T.isnan(rest), rest, power))
+    power = vec.exp2((x - top) * const(LOG2E, "float32", lanes), arch)
     return select(equal(x, const(ABSENT, "float32", lanes)), const(0.0, "float32", lanes), power)
