@@ -45,7 +45,15 @@ def accepts(task: CompressTask, arch: Arch) -> str | None:
 
 def default(task: CompressTask, arch: Arch) -> Knobs:
     """Return enough windows to share one read of a weight matrix, if there is one."""
-    return Knobs(windows=24 if task.multiplies else 8)
+    if not task.multiplies:
+        return Knobs()
+    vectors = next(v for v in (4, 3) if _vectors(v) <= arch.vector_registers)
+    return Knobs(windows=24, vectors=vectors)
+
+
+def _vectors(vectors: int) -> int:
+    """Return how many a product needs at a time: sums, elements of a weight, and one of a row."""
+    return (_ROWS + 1) * vectors + 1
 
 
 def space(task: CompressTask, arch: Arch) -> Iterator[Knobs | Rejected]:
@@ -53,9 +61,9 @@ def space(task: CompressTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     first = default(task, arch)
     yield first
     for windows in (6, 12, 24, 48) if task.multiplies else (1, 4, 8, 32):
-        for vectors in (2, 4, 8):
+        for vectors in (2, 3, 4, 8):
             knobs = Knobs(windows, vectors)
-            used = (_ROWS + 1) * vectors + 1
+            used = _vectors(vectors)
             if task.multiplies and used > arch.vector_registers:
                 reason = f"{used} vectors in use, {arch.vector_registers} registers"
                 yield Rejected(asdict(knobs), reason)

@@ -136,7 +136,13 @@ def tiling_of(task: ProjectTask, knobs: Knobs, arch: Arch) -> gemm.Tiling:
 
 def default(task: ProjectTask, arch: Arch) -> Knobs:
     """Return tiles that fill the registers, and panels that stay in the second-level cache."""
-    return Knobs()
+    wide = Knobs()
+    return wide if _vectors(wide) <= arch.vector_registers else replace(wide, rows=6, vectors=2)
+
+
+def _vectors(knobs: Knobs) -> int:
+    """Return how many a tile needs at a time: sums, elements of a weight, and one of a row."""
+    return knobs.rows * knobs.vectors + knobs.vectors + 1
 
 
 def space(task: ProjectTask, arch: Arch) -> Iterator[Knobs | Rejected]:
@@ -146,7 +152,7 @@ def space(task: ProjectTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     for rows, vectors in ((3, 4), (6, 2), (4, 4), (7, 4)):
         for chunk in (24, 96):
             knobs = replace(first, rows=rows, vectors=vectors, chunk=chunk // rows * rows)
-            used = rows * vectors + vectors + 1
+            used = _vectors(knobs)
             if used > arch.vector_registers:
                 reason = f"{used} vectors in use, {arch.vector_registers} registers"
                 yield Rejected(asdict(knobs), reason)
