@@ -24,6 +24,8 @@ _DRIVER = ("cuTensorMapEncodeTiled", "cuTensorMapReplaceAddress", "cuGetErrorStr
 _HOME = Path("/usr/local/cuda")
 # How instructions start that only code for one GPU may have.
 _OF_ONE_GPU = ("wgmma.", "setmaxnreg.", "tcgen05.")
+# How the host code begins, which follows the kernels.
+_HOST = "#include <tvm/ffi/"
 _STUB = "".join(f"int {name}() {{ return 0; }}\n" for name in _DRIVER)
 
 
@@ -115,7 +117,10 @@ def compile_source(source: str, arch: Arch, path: Path, codes: Sequence[str] | N
         folder = Path(name)
         file = folder / "kernel.cu"
         support = Support(kernels=tuple(launches(source)))
-        file.write_text(source + render(support), encoding="utf-8")
+        kernels = kernels_of(source)
+        # The compiler of kernels would take as long over the host's headers as over a kernel.
+        host = f"#ifndef __CUDA_ARCH__\n{source[len(kernels) :]}\n#endif\n"
+        file.write_text(kernels + host + render(support), encoding="utf-8")
         includes = [*libinfo.include_paths(), *kit.includes]
         command = [
             str(kit.nvcc), *gencode(codes), f"--threads={len(codes)}", "-O3", "-std=c++17", "-w",
@@ -157,6 +162,11 @@ def gencode(codes: Sequence[str]) -> list[str]:
 def code_options(arch: Arch) -> list[str]:
     """Return the options that make code for one architecture, with all of its instructions."""
     return gencode([str(arch.target["arch"])])
+
+
+def kernels_of(source: str) -> str:
+    """Return a source without its host code."""
+    return source.partition(_HOST)[0]
 
 
 def launches(source: str) -> dict[str, int]:
