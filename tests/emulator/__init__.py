@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
+import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
@@ -28,6 +28,7 @@ from tests.emulator.ptx import translate_assembly
 
 INCLUDE = Path(__file__).parent / "include"
 CORE = Path(__file__).parent / "core" / "emulator.cc"
+HEADERS = Path(__file__).parent / "core" / "headers.h"
 _SOURCES = {".py", ".h", ".cc"}
 _OPTIONS = ["-std=c++17", "-w", "-fPIC", "-fno-strict-aliasing", "-ffp-contract=off"]
 
@@ -48,28 +49,55 @@ def translate(source: str) -> str:
 
 
 @cache
-def _core() -> Path:
-    """Compile what all kernels share, once in a process; return the object file."""
-    folder = tempfile.TemporaryDirectory(prefix="emulator-")
-    atexit.register(folder.cleanup)
-    file = Path(folder.name) / "emulator.o"
-    options = ["-O2", "-march=native", "-fvisibility=hidden", "-c"]
-    run(["g++", *_OPTIONS, *options, str(CORE), "-o", str(file)], file.name)
+def _digest() -> str:
+    """Identify the emulator and what it is compiled with."""
+    version = run(["g++", "-dumpfullversion"], "g++")
+    hashes = sha256(" ".join([*_compiler(), version]).encode())
+    for file in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in _SOURCES):
+        hashes.update(file.read_bytes())
+    return hashes.hexdigest()
+
+
+def _shared(name: str, command: Sequence[str]) -> Path:
+    """Return what a command writes with `-o`; the first process of this machine runs it."""
+    folder = Path(tempfile.gettempdir()) / f"sparsegen-emulator-{os.getuid()}-{_digest()[:16]}"
+    folder.mkdir(exist_ok=True)
+    file = folder / name
+    if not file.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as own:
+            made = Path(own) / name
+            run([*command, "-o", str(made)], name)
+            made.replace(file)
     return file
+
+
+@cache
+def _core() -> Path:
+    """Return the object file that all kernels are linked with."""
+    options = ["-O2", "-march=native", "-fvisibility=hidden", "-c"]
+    return _shared("emulator.o", ["g++", *_OPTIONS, *options, str(CORE)])
+
+
+@cache
+def _headers() -> Path:
+    """Return the precompiled headers that all kernels include."""
+    return _shared("headers.h.gch", [*_compiler(), "-x", "c++-header", str(HEADERS)])
+
+
+def _compiler() -> list[str]:
+    # A kernel runs once or twice, in less time than any optimisation takes.
+    folders = (f"-I{p}" for p in (INCLUDE, *libinfo.include_paths()))
+    return ["g++", *_OPTIONS, "-O0", *folders]
 
 
 def build(source: str, path: Path) -> None:
     """Compile the C++ that `translate` returned into the library `path`."""
-    core = _core()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cc"
         file.write_text(source)
-        includes = [INCLUDE, *libinfo.include_paths()]
-        command = [
-            "g++", *_OPTIONS, "-O1", "-shared", *(f"-I{p}" for p in includes),
-            str(file), str(core), "-o", str(path),
-        ]  # fmt: skip
-        run(command, path.name)
+        # The compiler takes headers.h.gch for headers.h.
+        inputs = ["-include", str(_headers().with_suffix("")), str(file), str(_core())]
+        run([*_compiler(), "-shared", *inputs, "-o", str(path)], path.name)
 
 
 def compile_source(source: str, arch: Arch, path: Path, codes: Any = None) -> str:
@@ -78,13 +106,9 @@ def compile_source(source: str, arch: Arch, path: Path, codes: Any = None) -> st
     return "emulator"
 
 
-@cache
 def _version() -> dict[str, str]:
     """Return what keys of the cache add, so that nobody takes an emulated kernel for another."""
-    hashes = sha256()
-    for file in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in _SOURCES):
-        hashes.update(file.read_bytes())
-    return {**toolchain(), "emulator": hashes.hexdigest()}
+    return {**toolchain(), "emulator": _digest()}
 
 
 class _Device(str):
