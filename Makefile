@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 export TVM_BACKTRACE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint check fix test gpu bench snapshots wheel
+.PHONY: help demo lint check fix test nightly gpu bench snapshots wheel
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,13 +34,16 @@ lint: $(INSTALLED) ## Run ruff, mypy and the import contracts
 	$(BIN)/lint-imports
 
 check: lint ## Run lint and the unit tests
-	$(BIN)/pytest tests/unit -m "not slow" -n $(JOBS) $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/unit -n $(JOBS) $(PYTEST_FLAGS)
 
 fix: $(INSTALLED) ## Format, and repair what ruff can repair
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(INSTALLED) ## Run the tests, all that need no GPU
+test: $(INSTALLED) ## Run the tests that need no GPU
+	$(BIN)/pytest tests/unit tests/compile -m "not nightly" -n $(JOBS) $(PYTEST_FLAGS)
+
+nightly: $(INSTALLED) ## Run those too that are much like others
 	$(BIN)/pytest tests/unit tests/compile -n $(JOBS) $(PYTEST_FLAGS)
 
 gpu: $(INSTALLED) ## Run the tests that need a CUDA device

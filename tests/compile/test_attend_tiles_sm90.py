@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tvm_ffi import libinfo
 
 from schedules import attend_tiles_sm90
 from sparsegen import arch as archs
 from sparsegen import patterns
-from sparsegen.codegen.gpu.build import code_options, program, run, toolkit
 from sparsegen.codegen.tvm import cuda_source
 from sparsegen.errors import CompileError
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import AttendTask
+from tests.binaries import assembled, instructions
 
 ARCH = archs.get("sm_90")
 
@@ -86,22 +85,11 @@ def test_gathers_blocks_and_pages_into_chunks() -> None:
 
 def built(name: str, folder: Path, **options: Any) -> tuple[Path, str]:
     """Return the binary of a published shape, and what ptxas says of it."""
-    try:
-        kit = toolkit()
-    except CompileError as error:
-        pytest.skip(str(error))  # CUDA code needs nvcc
     # Of NSA, the branch of selected blocks.
     found = tasks(name, **options)
     task = next((t for t in found if t.lists), found[0])
     knobs = attend_tiles_sm90.default(task, ARCH)
-    source, cubin = folder / "kernel.cu", folder / "kernel.cubin"
-    source.write_text(cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH))
-    includes = [f"-I{p}" for p in (*libinfo.include_paths(), *kit.includes)]
-    command = [
-        str(kit.nvcc), *code_options(ARCH), "-O3", "-std=c++17", "-w", "-Xptxas", "-v",
-        *includes, "-cubin", str(source), "-o", str(cubin),
-    ]  # fmt: skip
-    return cubin, run(command, cubin.name)
+    return assembled(cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH), ARCH, folder)
 
 
 @pytest.mark.parametrize(
@@ -118,10 +106,7 @@ def test_nothing_spills_or_shares_registers(
     cubin, said = built(name, tmp_path, **options)
     assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
     assert "C75" not in said, "products are serialised"
-    dump = program("cuobjdump")
-    if dump is None:
-        pytest.skip("cuobjdump, which reads binaries, is not installed")
-    code = run([str(dump), "-sass", str(cubin)], "cuobjdump")
+    code = instructions(cubin)
     assert "UTMALDG" in code
     # The first register of A operands: queries that stay, and weights.
     products = re.findall(r"HGMMA\S+ R\d+, R(\d+), gdesc\[\w+\](\.tnspB)?", code)

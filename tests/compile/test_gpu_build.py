@@ -9,26 +9,30 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sparsegen import arch, partition, patterns
 from sparsegen.codegen import tvm
-from sparsegen.codegen.gpu.build import code_options, launches, program, run, toolkit
-from sparsegen.errors import CompileError
+from sparsegen.codegen.gpu.build import launches
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.resolve import sizes_of
 from sparsegen.lowering.tasks import Task
+from sparsegen.patterns import Config
 from sparsegen.runtime import catalog
+from tests.binaries import assembled, compiler, instructions
 from tests.harness import letters
 
+Chosen = tuple[Task, catalog.Choice]
 RELEASE = "13.0"
 ARCHS = [name for name in arch.names() if arch.get(name).kind == "cuda"]
-# Every published shape is compiled for two architectures, and the first one of some patterns, which
-# together use every schedule that is not of Hopper, for the others.
+# The first published shape of every pattern is compiled for two architectures, and at night every
+# further one; that of some patterns, which together use every schedule that is not of Hopper, for
+# the other architectures.
 EVERYTHING = ("sm_80", "sm_90")
 ELSEWHERE = ("causal", "dsa", "mla_decode", "nsa")
 CASES = [
@@ -36,6 +40,7 @@ CASES = [
     for target in ARCHS
     for name in (patterns.names() if target in EVERYTHING else ELSEWHERE)
 ]
+FURTHER = [(name, target) for name, target in CASES if target in EVERYTHING]
 # Where keys lie in pages, the first shape of a few patterns is compiled as well.
 PAGE = 64
 PAGED = [
@@ -48,42 +53,38 @@ INSTRUCTIONS = ("HGMMA", "HMMA", "LDSM", "LDGSTS", "UTMALDG")
 
 def test_every_schedule_is_compiled() -> None:
     wanted = {s for s in catalog.files() if s.endswith(("_gpu", "_mma", "_sm90"))}
-    found = {c.stem for name, target in CASES for _, c in distinct(name, arch.get(target))}
+    found = {c.stem for name, target in CASES for _, c in first(name, arch.get(target))}
     assert wanted <= found
 
 
 @pytest.mark.parametrize(("name", "target"), CASES)
 def test_resources(name: str, target: str, tmp_path: Path, snapshot: Callable[..., None]) -> None:
-    check(list(distinct(name, arch.get(target))), target, tmp_path, snapshot)
+    check(first(name, arch.get(target)), target, tmp_path, snapshot)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("name", "target"), FURTHER)
+def test_further_resources(
+    name: str, target: str, tmp_path: Path, snapshot: Callable[..., None]
+) -> None:
+    tasks = further(name, arch.get(target))
+    if not tasks:
+        pytest.skip("every shape has the tasks of the first one")
+    check(tasks, target, tmp_path, snapshot)
 
 
 @pytest.mark.parametrize(("name", "target"), PAGED)
 def test_pages(name: str, target: str, tmp_path: Path, snapshot: Callable[..., None]) -> None:
-    check(list(distinct(name, arch.get(target), paged=True)), target, tmp_path, snapshot)
+    layout = {"layout": "paged", "page_size": PAGE}
+    check(first(name, arch.get(target), **layout), target, tmp_path, snapshot)
 
 
-def check(
-    tasks: list[tuple[Task, catalog.Choice]],
-    target: str,
-    tmp_path: Path,
-    snapshot: Callable[..., None],
-) -> None:
+def check(tasks: list[Chosen], target: str, tmp_path: Path, snapshot: Callable[..., None]) -> None:
     """Compile the kernels of tasks; none spills, and those that multiply use tensor cores."""
-    try:
-        kit = toolkit()
-    except CompileError as error:
-        pytest.skip(str(error))
-    dump = program("cuobjdump")
-    if dump is None:
-        pytest.skip("cuobjdump, which reads binaries, is not installed")
     gpu = arch.get(target)
     text = tvm.cuda_source(tvm.merge([c.module.apply(t, c.knobs, gpu) for t, c in tasks]), gpu)
-    source, cubin = tmp_path / "kernels.cu", tmp_path / "kernels.cubin"
-    source.write_text(text.partition("#include <tvm/ffi/")[0])
-    options = [str(kit.nvcc), *code_options(gpu), "-O3", "-std=c++17", "-w"]
-    options += [f"-I{p}" for p in kit.includes]
-    said = run([*options, "-cubin", "-Xptxas", "-v", str(source), "-o", str(cubin)], source.name)
-    mix = instructions(run([str(dump), "-sass", str(cubin)], cubin.name))
+    cubin, said = assembled(text, gpu, tmp_path)
+    mix = counts(instructions(cubin))
     found, lines, shared = resources(said), [], launches(text)
     for kernel, used in found.items():
         told = ", ".join(f"{n} {mix[kernel][n]}" for n in INSTRUCTIONS if mix[kernel][n])
@@ -102,31 +103,37 @@ def check(
             product = "HGMMA" if choice.stem.endswith("_sm90") else "HMMA"
             assert used[product] > 0, (task.name, used)
             assert used["LDGSTS"] + used["UTMALDG"] > 0, (task.name, used)
-    if kit.version.startswith(RELEASE):
+    if compiler().version.startswith(RELEASE):
         snapshot("\n".join(sorted(lines)))
 
 
-def distinct(
-    name: str, gpu: arch.Arch, *, paged: bool = False
-) -> Iterator[tuple[Task, catalog.Choice]]:
-    """Yield the tasks of a pattern's published shapes in bfloat16, with their schedules.
+def first(name: str, gpu: arch.Arch, **layout: Any) -> list[Chosen]:
+    """Return the tasks of a pattern's first published shape in bfloat16, with their schedules."""
+    return list(chosen(name, patterns.configs(name)[0], gpu, **layout).values())
 
-    Their names say which shape is the first that has them; a task of several is yielded once.
-    """
-    seen: set[Task] = set()
-    layout = {"layout": "paged", "page_size": PAGE} if paged else {}
-    every = gpu.name in EVERYTHING and not paged
-    for config in patterns.configs(name)[: None if every else 1]:
-        program = patterns.load(name).trace(**config.hyper)
-        sizes = sizes_of(program, letters(program, dict(config.sizes)))
-        binding = Binding(dtype="bfloat16", sizes=tuple(sorted(sizes.items())), **layout)
-        plan = partition(program, binding)
-        for task, choice in zip(plan.tasks, catalog.choose_all(plan.tasks, gpu), strict=True):
-            nameless = replace(task, name="")
-            if nameless not in seen:
-                seen.add(nameless)
-                shape = re.sub(r"\W", "_", config.name)
-                yield replace(task, name=f"{task.name}_{shape}"), choice
+
+def further(name: str, gpu: arch.Arch) -> list[Chosen]:
+    """Return those of the other shapes, each task once, that the first shape does not have."""
+    initial, *others = (chosen(name, config, gpu) for config in patterns.configs(name))
+    found: dict[Task, Chosen] = {}
+    for tasks in others:
+        found = tasks | found
+    return [choice for task, choice in found.items() if task not in initial]
+
+
+def chosen(name: str, config: Config, gpu: arch.Arch, **layout: Any) -> dict[Task, Chosen]:
+    """Return the distinct tasks of a shape, nameless, and as they are compiled: named after it."""
+    program = patterns.load(name).trace(**config.hyper)
+    sizes = sizes_of(program, letters(program, dict(config.sizes)))
+    plan = partition(
+        program, Binding(dtype="bfloat16", sizes=tuple(sorted(sizes.items())), **layout)
+    )
+    shape, found = re.sub(r"\W", "_", config.name), {}
+    for task, choice in zip(plan.tasks, catalog.choose_all(plan.tasks, gpu), strict=True):
+        found.setdefault(
+            replace(task, name=""), (replace(task, name=f"{task.name}_{shape}"), choice)
+        )
+    return found
 
 
 def resources(said: str) -> dict[str, dict[str, int]]:
@@ -143,7 +150,7 @@ def resources(said: str) -> dict[str, dict[str, int]]:
     return found
 
 
-def instructions(code: str) -> dict[str, Counter[str]]:
+def counts(code: str) -> dict[str, Counter[str]]:
     """Count the instructions of each kernel in what cuobjdump prints of a binary."""
     found = {}
     for part in code.split("Function : ")[1:]:

@@ -98,7 +98,6 @@ sg.tune(
 """
 
 
-@pytest.mark.slow
 def test_a_search_killed_half_way_goes_on_where_it_was(tmp_path: Path) -> None:
     file, mark = tmp_path / "r.jsonl", uuid.uuid4().hex
     script = SCRIPT.format(here=str(Path(__file__).parent), file=str(file))

@@ -8,8 +8,6 @@ import venv
 import zipfile
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(
     [
@@ -41,7 +39,6 @@ def run(*command: str | Path, cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_wheel_and_sdist_hold_everything(tmp_path: Path) -> None:
     # A copy, so that no build/ folder of an earlier run adds or hides a file.
     tree = tmp_path / "tree"
