@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
-from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
@@ -164,8 +164,8 @@ class Feed:
         lo, hi = const(2**31 - 1, "int32"), const(0, "int32")
         for mine in item.hulls:
             some = T.bind(mine[n].lo < mine[n].hi)
-            lo = T.bind(select(some, minimum(lo, mine[n].lo), lo))
-            hi = T.bind(select(some, maximum(hi, mine[n].hi), hi))
+            lo = pin(select(some, minimum(lo, mine[n].lo), lo))
+            hi = pin(select(some, maximum(hi, mine[n].hi), hi))
         if self.kernel.task.paged:
             lo = T.bind(lo // self.cut.box * self.cut.box)
         return T.bind(minimum(lo, hi)), hi

@@ -52,7 +52,7 @@ def look(kernel: TiledKernel, sequence: Sequence, first: Value, tile: Value, gro
             length = T.bind(sequence.count(source.k.rows))
             last = T.bind(view.i_min + view.present - 1)
             found = view._hull(clause, length, view.i_min, last)
-            ends = [T.bind(select(some, e, none)) for e in (found.lo, found.hi)]
+            ends = [pin(select(some, e, none)) for e in (found.lo, found.hi)]
             mine.append(Bounds(ends[0], ends[1], found.sure_lo, found.sure_hi))
         hulls.append(mine)
         presents.append(present)
