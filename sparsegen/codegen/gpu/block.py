@@ -67,15 +67,15 @@ class Block:
         """Combine a float64 or int32 value of each thread, always in one order; all get it."""
         integer = str(x.ty) == "int32"
         cells = self.counts if integer else self.wide
-        x = across(pin(x), combine)
+        x = across(pin(x), lambda a, b: pin(combine(a, b)))
         sync()  # the cells may still be read
         with T.If(equal(self.place.lane, const(0, "int32"))), T.Then():
             store(cells, x, self.place.warp)
         sync()
-        total = load(cells, 0)
+        total = pin(load(cells, 0))
         for warp in range(1, self.threads // 32):
-            total = combine(total, load(cells, warp))
-        return pin(total)
+            total = pin(combine(total, load(cells, warp)))
+        return total
 
     def sum(self, x: Value) -> Value:
         """Return the sum over the threads."""
