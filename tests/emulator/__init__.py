@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,9 +60,11 @@ def _digest() -> str:
 
 
 def _shared(name: str, command: Sequence[str]) -> Path:
-    """Return what a command writes with `-o`; the first process of this machine runs it."""
-    folder = Path(tempfile.gettempdir()) / f"sparsegen-emulator-{os.getuid()}-{_digest()[:16]}"
-    folder.mkdir(exist_ok=True)
+    """Return what a command writes with `-o`; the first process that asks runs it."""
+    # Not sparsegen's cache, of which some tests have one each.
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+    folder = caches / "sparsegen-emulator" / _digest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
     file = folder / name
     if not file.exists():
         with tempfile.TemporaryDirectory(dir=folder) as own:
@@ -80,8 +83,9 @@ def _core() -> Path:
 
 @cache
 def _headers() -> Path:
-    """Return the precompiled headers that all kernels include."""
-    return _shared("headers.h.gch", [*_compiler(), "-x", "c++-header", str(HEADERS)])
+    """Return the headers that all kernels include, which lie beside what they are compiled to."""
+    compiled = _shared("headers.h.gch", [*_compiler(), "-x", "c++-header", str(HEADERS)])
+    return Path(shutil.copy(HEADERS, compiled.parent))
 
 
 def _compiler() -> list[str]:
@@ -95,8 +99,7 @@ def build(source: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cc"
         file.write_text(source)
-        # The compiler takes headers.h.gch for headers.h.
-        inputs = ["-include", str(_headers().with_suffix("")), str(file), str(_core())]
+        inputs = ["-include", str(_headers()), str(file), str(_core())]
         run([*_compiler(), "-shared", *inputs, "-o", str(path)], path.name)
 
 
