@@ -32,15 +32,17 @@ RELEASE = "13.0"
 ARCHS = [name for name in arch.names() if arch.get(name).kind == "cuda"]
 # The first published shape of every pattern is compiled for two architectures, and at night every
 # further one; that of some patterns, which together use every schedule that is not of Hopper, for
-# the other architectures.
+# the other architectures. For sm_80, all but some patterns of each kind wait for the night too.
 EVERYTHING = ("sm_80", "sm_90")
 ELSEWHERE = ("causal", "dsa", "mla_decode", "nsa")
-CASES = [
+OFTEN = (*ELSEWHERE, "mla_prefill", "sliding_window", "snapkv", "softcap", "v4_csa", "xattention")
+ALWAYS = [
     (name, target)
     for target in ARCHS
-    for name in (patterns.names() if target in EVERYTHING else ELSEWHERE)
+    for name in {"sm_80": OFTEN, "sm_90": patterns.names()}.get(target, ELSEWHERE)
 ]
-FURTHER = [(name, target) for name, target in CASES if target in EVERYTHING]
+AT_NIGHT = [(name, "sm_80") for name in patterns.names() if name not in OFTEN]
+FURTHER = [(name, target) for target in EVERYTHING for name in patterns.names()]
 # Where keys lie in pages, the first shape of a few patterns is compiled as well.
 PAGE = 64
 PAGED = [
@@ -53,11 +55,14 @@ INSTRUCTIONS = ("HGMMA", "HMMA", "LDSM", "LDGSTS", "UTMALDG")
 
 def test_every_schedule_is_compiled() -> None:
     wanted = {s for s in catalog.files() if s.endswith(("_gpu", "_mma", "_sm90"))}
-    found = {c.stem for name, target in CASES for _, c in first(name, arch.get(target))}
+    found = {c.stem for name, target in ALWAYS for _, c in first(name, arch.get(target))}
     assert wanted <= found
 
 
-@pytest.mark.parametrize(("name", "target"), CASES)
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [*ALWAYS, *(pytest.param(*case, marks=pytest.mark.nightly) for case in AT_NIGHT)],
+)
 def test_resources(name: str, target: str, tmp_path: Path, snapshot: Callable[..., None]) -> None:
     check(first(name, arch.get(target)), target, tmp_path, snapshot)
 
