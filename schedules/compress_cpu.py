@@ -47,8 +47,7 @@ def default(task: CompressTask, arch: Arch) -> Knobs:
     """Return enough windows to share one read of a weight matrix, if there is one."""
     if not task.multiplies:
         return Knobs()
-    vectors = next(v for v in (4, 3) if _vectors(v) <= arch.vector_registers)
-    return Knobs(windows=24, vectors=vectors)
+    return Knobs(windows=24, vectors=4 if _vectors(4) <= arch.vector_registers else 3)
 
 
 def _vectors(vectors: int) -> int:
