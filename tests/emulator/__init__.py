@@ -51,9 +51,10 @@ def translate(source: str) -> str:
 
 @cache
 def _digest() -> str:
-    """Identify the emulator and what it is compiled with."""
+    """Identify the emulator, what it is compiled with, and the processor it is compiled for."""
     version = run(["g++", "-dumpfullversion"], "g++")
-    hashes = sha256(" ".join([*_compiler(), version]).encode())
+    machine = run(["g++", "-march=native", "-Q", "--help=target"], "g++")
+    hashes = sha256(" ".join([*_compiler(), version, machine]).encode())
     for file in sorted(p for p in Path(__file__).parent.rglob("*") if p.suffix in _SOURCES):
         hashes.update(file.read_bytes())
     return hashes.hexdigest()
