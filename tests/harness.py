@@ -10,9 +10,12 @@ import numpy as np
 import torch
 
 import sparsegen as sg
-from sparsegen import Pattern, Program, patterns
+from sparsegen import Pattern, Program, partition, patterns
 from sparsegen.ir.axes import Entries
 from sparsegen.ir.expr import Pos, walk
+from sparsegen.lowering.binding import Binding
+from sparsegen.lowering.plan import Plan
+from sparsegen.lowering.resolve import sizes_of
 from sparsegen.oracle.batch import join
 from sparsegen.patterns import Config
 
@@ -60,6 +63,13 @@ def as_numpy(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def letters(program: Program, sizes: dict[str, int]) -> dict[str, int]:
     return {k: v for k, v in sizes.items() if k not in (program.query, program.key)}
+
+
+def published(name: str, config: Config, **binding: Any) -> Plan:
+    """Partition a pattern for a shape, with all of its sizes."""
+    program = patterns.load(name).trace(**config.hyper)
+    sizes = sizes_of(program, letters(program, dict(config.sizes)))
+    return partition(program, Binding(sizes=tuple(sorted(sizes.items())), **binding))
 
 
 def listed(results: Any) -> list[Any]:

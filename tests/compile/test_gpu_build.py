@@ -16,16 +16,14 @@ from typing import Any
 
 import pytest
 
-from sparsegen import arch, partition, patterns
+from sparsegen import arch, patterns
 from sparsegen.codegen import tvm
 from sparsegen.codegen.gpu.build import launches
-from sparsegen.lowering.binding import Binding
-from sparsegen.lowering.resolve import sizes_of
 from sparsegen.lowering.tasks import Task
 from sparsegen.patterns import Config
 from sparsegen.runtime import catalog
 from tests.binaries import assembled, compiler, instructions
-from tests.harness import letters
+from tests.harness import published
 
 Chosen = tuple[Task, catalog.Choice]
 RELEASE = "13.0"
@@ -128,11 +126,7 @@ def further(name: str, gpu: arch.Arch) -> list[Chosen]:
 
 def chosen(name: str, config: Config, gpu: arch.Arch, **layout: Any) -> dict[Task, Chosen]:
     """Return the distinct tasks of a shape, nameless, and as they are compiled: named after it."""
-    program = patterns.load(name).trace(**config.hyper)
-    sizes = sizes_of(program, letters(program, dict(config.sizes)))
-    plan = partition(
-        program, Binding(dtype="bfloat16", sizes=tuple(sorted(sizes.items())), **layout)
-    )
+    plan = published(name, config, dtype="bfloat16", **layout)
     shape, found = re.sub(r"\W", "_", config.name), {}
     for task, choice in zip(plan.tasks, catalog.choose_all(plan.tasks, gpu), strict=True):
         found.setdefault(

@@ -12,14 +12,12 @@ import pytest
 import torch
 
 import sparsegen as sg
-from sparsegen import arch, partition, patterns
+from sparsegen import arch, patterns
 from sparsegen.arch import Arch
-from sparsegen.lowering.binding import Binding
-from sparsegen.lowering.resolve import sizes_of
 from sparsegen.lowering.space import Rejected
 from sparsegen.runtime import catalog
 from tests.documents import ROOT, blocks
-from tests.harness import letters
+from tests.harness import published
 
 PATTERN = '''\
 """See a window and, of the older keys, the best ones of every other block."""
@@ -108,9 +106,7 @@ SIZES = {"Hq": 4, "Hk": 2, "D": 16, "E": 16}
 def test_defaults_are_among_the_candidates(name: str, target: str) -> None:
     machine = arch.get(target)
     for config in patterns.configs(name):
-        program = patterns.load(name).trace(**config.hyper)
-        sizes = sizes_of(program, letters(program, dict(config.sizes)))
-        for task in partition(program, Binding(sizes=tuple(sorted(sizes.items())))).tasks:
+        for task in published(name, config).tasks:
             choice = catalog.choose(task, machine)
             candidates = list(choice.module.space(task, machine))
             assert candidates[0] == choice.module.default(task, machine)
