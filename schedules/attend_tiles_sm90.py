@@ -19,7 +19,9 @@ from sparsegen.codegen.gpu.tiled_cut import (
     rows_of,
     scratch_of,
     shared_bytes,
+    stage_elements,
 )
+from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import Expr, Member, walk
 from sparsegen.lowering.space import Rejected
@@ -43,7 +45,7 @@ class Knobs:
     keys      keys of a chunk: 16, 32, 64 or 128, a part of a listed block or several blocks
     stages    chunks in shared memory
     queries   items whose queries are in shared memory: 1, or 2 to load those of the next ahead
-    resident  panels of 64 columns of the queries that stay in registers
+    resident  panels of 64 columns of the queries that stay in registers, and take no shared memory
     ahead     scores of the next chunk are computed beside the sums of this one
     patience  sums are left as they are until a maximum grows by more powers of two
     joint     keys and values of a chunk arrive, and are given back, at once
@@ -166,9 +168,10 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
         wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
     else:
         wanted = [
-            replace(small, stages=4, queries=queries, resident=resident)
+            replace(small, stages=stages, queries=queries, resident=resident)
             for resident in sorted({small.resident, 0}, reverse=True)
             for queries in (2, 1)
+            for stages in (5, 4)
         ]
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:
@@ -223,6 +226,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     used = shared_bytes(task, cut)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"
+    if cut.groups * cut.resident * TILE > stage_elements(task, cut):
+        return f"the queries of {cut.groups} warp groups that stay are larger than a chunk"
     if knobs.resident and knobs.keys == task.sources[0].v.dim:
         # Seen in the machine code of ptxas 13.0: queries and weights share registers.
         return f"with values of {knobs.keys} elements the assembler loses resident queries"

@@ -169,15 +169,20 @@ def blocks(
     return o, o.lse
 
 
-# Query heads, key heads, keys and number of blocks, knobs.
+# Query heads, key heads, elements, keys and number of blocks, knobs.
 KERNELS = [
-    (16, 1, 64, 3, Knobs(groups=3, keys=64, stages=3, ahead=False)),
-    (2, 2, 32, 4, Knobs(groups=2, keys=32, stages=2, ahead=False)),
-    (6, 2, 128, 2, Knobs(groups=2, keys=64, stages=2, queries=2, ahead=True)),
-    (4, 1, 16, 5, Knobs(groups=3, keys=64, stages=2, ahead=False)),
-    (16, 1, 32, 3, Knobs(groups=2, keys=64, stages=3, ahead=False, joint=True)),
-    (2, 2, 16, 6, Knobs(groups=2, keys=128, stages=2, ahead=True)),
-    (16, 1, 8, 7, Knobs(groups=3, keys=64, stages=2, ahead=False)),
+    (16, 1, 64, 64, 3, Knobs(groups=3, keys=64, stages=3, ahead=False)),
+    (2, 2, 64, 32, 4, Knobs(groups=2, keys=32, stages=2, ahead=False)),
+    (6, 2, 64, 128, 2, Knobs(groups=2, keys=64, stages=2, queries=2, ahead=True)),
+    (4, 1, 64, 16, 5, Knobs(groups=3, keys=64, stages=2, ahead=False)),
+    (16, 1, 64, 32, 3, Knobs(groups=2, keys=64, stages=3, ahead=False, joint=True)),
+    (2, 2, 64, 16, 6, Knobs(groups=2, keys=128, stages=2, ahead=True)),
+    (16, 1, 64, 8, 7, Knobs(groups=3, keys=64, stages=2, ahead=False)),
+    # Queries that stay in registers: half of them, and all, in chunks of one box and of several.
+    (6, 2, 128, 64, 3, Knobs(groups=3, keys=64, stages=2, resident=1, ahead=False, joint=True)),
+    (16, 1, 128, 64, 3, Knobs(groups=2, keys=64, stages=3, queries=2, resident=1, ahead=True)),
+    (2, 2, 64, 32, 4, Knobs(groups=1, keys=32, stages=2, resident=1, ahead=False)),
+    (4, 1, 128, 16, 5, Knobs(groups=2, keys=64, stages=3, resident=1, ahead=False)),
 ]
 
 
@@ -188,8 +193,8 @@ def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
 
     @cache
     def compiled(number: int) -> Any:
-        heads, key_heads, width, count, knobs = KERNELS[number]
-        sizes = tuple(sorted({"Hq": heads, "Hk": key_heads, "D": 64, "e": 64}.items()))
+        heads, key_heads, dim, width, count, knobs = KERNELS[number]
+        sizes = tuple(sorted({"Hq": heads, "Hk": key_heads, "D": dim, "e": 64}.items()))
         plan = partition(blocks.trace(L=width, n=count), Binding(dtype="bfloat16", sizes=sizes))
         task = next(t for t in plan.tasks if isinstance(t, AttendTask))
         path = folder / f"{number}.so"
@@ -218,12 +223,12 @@ def test_lists_of_blocks(
     causal: bool, poison: bool, twice: bool, shared: bool,
 ) -> None:  # fmt: skip
     """Indices of every invalid kind, some twice; NaN where some rows do not look."""
-    heads, key_heads, width, count, _ = KERNELS[number]
+    heads, key_heads, dim, width, count, _ = KERNELS[number]
     function, memory = attend(number)
     generator = torch.Generator().manual_seed(seed)
     n_q, n_k = (sum(x[i] for x in lengths) for i in range(2))
     q, k, v = (
-        torch.randn(n, h, 64, generator=generator).bfloat16()
+        torch.randn(n, h, dim, generator=generator).bfloat16()
         for n, h in ((n_q, heads), (n_k, key_heads), (n_k, key_heads))
     )
     if poison and n_k:
@@ -244,7 +249,7 @@ def test_lists_of_blocks(
         lists[::3, :, 0] = lists[::3, :, 1]
     lists[::5] = -(2**31)
     lists[1::7, :, 0] = 2**31 - 1
-    out = torch.full((n_q, heads, 64), math.nan).bfloat16()
+    out = torch.full((n_q, heads, dim), math.nan).bfloat16()
     lse = torch.full((n_q, heads), math.nan)
     rest = []
     for buffer in memory:
@@ -264,9 +269,9 @@ def test_lists_of_blocks(
                 seen = (times > 0) & (torch.arange(s) <= position)
                 mine = slice(h * group, (h + 1) * group)
                 keys, values = (x[int(cu_k[b]) :][:s][seen][:, h].double() for x in (k, v))
-                scores = q[row, mine].double() @ keys.T / 8 + times[seen].log()
+                scores = q[row, mine].double() @ keys.T / dim**0.5 + times[seen].log()
                 want = (
-                    scores.softmax(-1) @ values if seen.any() else torch.zeros(group, 64).double()
+                    scores.softmax(-1) @ values if seen.any() else torch.zeros(group, dim).double()
                 )
                 got = out[row, mine].double()
                 torch.testing.assert_close(got, want, atol=8e-3, rtol=3.01 / 128, equal_nan=True)

@@ -32,7 +32,9 @@ from sparsegen.codegen.gpu.tiled_cut import (
     clauses_of,
     key_list,
     member_words,
+    query_elements,
     scratch_of,
+    stage_elements,
 )
 from sparsegen.codegen.gpu.tiled_feed import Feed
 from sparsegen.codegen.gpu.union import Union
@@ -102,8 +104,9 @@ class TiledKernel:
             return k, v
 
         queries = tma.Source.make(
-            self.task.q, self.arguments, spare, heads=cut.heads, rows=cut.tokens, pitch=ROWS
-        )
+            self.task.q, self.arguments, spare, heads=cut.heads, rows=cut.tokens, pitch=ROWS,
+            apart=cut.resident > 0,
+        )  # fmt: skip
         return queries, [keys(s) for s in self.task.sources]
 
     def _attend(self, queries: tma.Source, sources: list[tuple[tma.Source, tma.Source]]) -> None:
@@ -138,11 +141,11 @@ class TiledKernel:
     def _allocate(self) -> None:
         cut, pool = self.cut, T.SMEMPool()
         stages, dtype = cut.stages, self.dtype
-        self.queries = pool.alloc(
-            (cut.queries * cut.groups * ROWS * self.task.q.dim,), dtype, align=1024
-        )
-        self.keys = pool.alloc((stages * cut.keys * self.task.q.dim,), dtype, align=1024)
-        self.values = pool.alloc((stages * cut.keys * self.dim,), dtype, align=1024)
+        size = cut.queries * cut.groups * query_elements(self.task, cut)
+        self.queries = pool.alloc((max(size, 1),), dtype, align=1024)
+        # Chunks, keys before values.
+        self.stage = stage_elements(self.task, cut)
+        self.chunks = pool.alloc((stages * self.stage,), dtype, align=1024)
         self.meta = pool.alloc((stages * self.meta_words,), "int32", align=16)
         self.info = pool.alloc((self.info_slots * self.info_words,), "int32", align=16)
         self.told = pool.alloc((cut.groups,), "int32", align=16)

@@ -9,7 +9,7 @@ from sparsegen.codegen.gpu import wgmma
 from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
-from sparsegen.codegen.gpu.tiled_cut import ROWS, SKIP
+from sparsegen.codegen.gpu.tiled_cut import SKIP, query_elements
 from sparsegen.codegen.gpu.tiled_outputs import finish
 from sparsegen.codegen.gpu.tiled_weights import Chunk, Weights, uniform
 from sparsegen.codegen.gpu.wgmma import TILE
@@ -36,10 +36,11 @@ class Compute:
         self.before, self.before_parity, self.turn, self.left, self.held = (
             cell("int32", zero) for _ in range(5)
         )
-        first = self.group * (ROWS * self.task.q.dim)
+        first = self.group * query_elements(self.task, cut)
+        values = kernel.chunks.ptr_to([cut.keys * self.task.q.dim])
         self.q = wgmma.descriptor(wgmma.ALONG, kernel.queries.ptr_to([first]))
-        self.k = wgmma.descriptor(wgmma.ALONG, kernel.keys.ptr_to([zero]))
-        self.v = wgmma.descriptor(wgmma.across(cut.keys), kernel.values.ptr_to([zero]))
+        self.k = wgmma.descriptor(wgmma.ALONG, kernel.chunks.ptr_to([zero]))
+        self.v = wgmma.descriptor(wgmma.across(cut.keys), values)
 
     def run(self) -> None:
         """Emit the loop over items."""
@@ -104,9 +105,15 @@ class Compute:
             kernel.values_ready.wait(self.at)
             # Nor may one lane let go of it while another still polls its barrier.
             ptx("bar.warp.sync", const(FULL, "uint32"))
-            self._release(kernel.keys_free, self.at.stage)
-        self._release(kernel.values_free, self.at.stage)
-        self._next()
+        self._pass()
+        put(self.left, get(self.left) - 1)
+
+    def _pass(self) -> None:
+        """Let go of the chunk at hand."""
+        if not self.cut.joint:
+            self._release(self.kernel.keys_free, self.at.stage)
+        self._release(self.kernel.values_free, self.at.stage)
+        self.at.advance()
 
     def _one(self) -> None:
         """Take the chunk at hand, from scores to sums."""
@@ -223,7 +230,7 @@ class Compute:
     def _score(self) -> None:
         """Start the products of queries and the keys of the stage at hand."""
         cut, dim = self.cut, self.task.q.dim
-        stage = cast(self.at.stage, "uint64") * const(cut.keys * dim * 2 >> 4, "uint64")
+        stage = cast(self.at.stage, "uint64") * const(self.kernel.stage * 2 >> 4, "uint64")
         # A compiler that knows the descriptors keeps one per product in registers, and spills.
         q, k = wgmma.opaque(self._queries()), wgmma.opaque(self.k + stage)
         for panel in range(dim // 64):
@@ -233,7 +240,8 @@ class Compute:
                     n = 16 * panel + 4 * depth
                     a: Value | list[Value] = [self.resident[n + i] for i in range(4)]
                 else:
-                    a = q + const((panel * TILE * 2 + depth * 32) >> 4, "uint64")
+                    further = (panel - cut.resident) * TILE * 2 + depth * 32
+                    a = q + const(further >> 4, "uint64")
                 clear = panel == depth == 0
                 scores = self.weights.scores
                 wgmma.product(scores, cut.keys, a, b, self.kernel.dtype, clear=clear)
@@ -242,13 +250,13 @@ class Compute:
         """Return the descriptor of the queries at hand."""
         if self.cut.queries == 1:
             return self.q
-        size = self.cut.groups * ROWS * self.task.q.dim * 2 >> 4
+        size = self.cut.groups * query_elements(self.task, self.cut) * 2 >> 4
         return self.q + cast(self.item_at.stage, "uint64") * const(size, "uint64")
 
     def _sum(self, stage: Value) -> None:
         """Start the products of weights and the values of a stage."""
         cut, dim = self.cut, self.kernel.dim
-        step = cast(stage, "uint64") * const(cut.keys * dim * 2 >> 4, "uint64")
+        step = cast(stage, "uint64") * const(self.kernel.stage * 2 >> 4, "uint64")
         v = wgmma.opaque(self.v + step)
         for depth in range(cut.keys // 16):
             a = [self.weights.packed[4 * depth + i] for i in range(4)]
@@ -256,14 +264,21 @@ class Compute:
             wgmma.product(self.out, dim, a, b, self.kernel.dtype, b_across=True)
 
     def _load_resident(self) -> None:
-        """Load the first panels of the queries as A operands."""
+        """Take the first panels of the queries, as A operands, from the first chunk of an item."""
+        kernel = self.kernel
+        kernel.keys_ready.wait(self.at)
         row = T.bind(self.warp * 16 + self.lane % 16)
-        group = T.bind(self.item_at.stage * self.cut.groups + self.group)
+        first = T.bind(self.at.stage * kernel.stage + self.group * (self.cut.resident * TILE))
         for panel in range(self.cut.resident):
             for depth in range(4):
                 piece = 2 * depth + self.lane // 16
-                at = (group * (self.task.q.dim // 64) + panel) * TILE
-                pointer = self.kernel.queries.ptr_to([at + wgmma.swizzled(row, piece)])
+                at = first + panel * TILE + wgmma.swizzled(row, piece)
+                pointer = kernel.chunks.ptr_to([at])
                 n = 16 * panel + 4 * depth
                 registers = [self.resident[n + i] for i in range(4)]
                 ptx("ldmatrix.sync.aligned.m8n8.x4.shared.b16", *registers, pointer)
+        if not self.cut.joint:
+            kernel.values_ready.wait(self.at)
+        # Other lanes read too.
+        ptx("bar.warp.sync", const(FULL, "uint32"))
+        self._pass()

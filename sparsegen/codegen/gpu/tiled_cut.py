@@ -8,6 +8,7 @@ from sparsegen.codegen.cpu.attend import shared_heads
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.pipeline import GROUP
+from sparsegen.codegen.gpu.tma import COLUMNS
 from sparsegen.codegen.tvm import Value, const
 from sparsegen.ir.expr import Const, Expr, Stop, apply, walk
 from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeyList, KeySource, Rows
@@ -37,7 +38,8 @@ class Cut:
     box            keys that the copy engine loads at once: of one block, and of one page
     stages         chunks in shared memory
     queries        items whose queries are in shared memory
-    resident       panels of 64 columns of the queries that stay in registers
+    resident       panels of 64 columns of the queries that stay in registers; they arrive as a
+                   chunk of their own, the first of an item
     ahead          scores of the next chunk are computed beside the values of this one
     patience       a maximum that grows by less, in powers of two, leaves the sums as they are
     joint          keys and values of a chunk arrive, and are given back, at once
@@ -95,12 +97,21 @@ def clauses_of(task: AttendTask) -> list[tuple[KeySource, Clause]]:
     return [(s, c) for s in task.sources for c in s.clauses]
 
 
+def stage_elements(task: AttendTask, cut: Cut) -> int:
+    """Return the elements of a chunk: keys, then values."""
+    return cut.keys * (task.q.dim + task.sources[0].v.dim)
+
+
+def query_elements(task: AttendTask, cut: Cut) -> int:
+    """Return the elements of the queries of a warp group that stay in shared memory."""
+    return ROWS * (task.q.dim - COLUMNS * cut.resident)
+
+
 def shared_bytes(task: AttendTask, cut: Cut) -> int:
     """Return the shared memory a block takes, some padding included."""
-    stage = cut.keys * (task.q.dim + task.sources[0].v.dim) * 2
     return (
-        cut.stages * (stage + 128 * cut.parts)
-        + cut.queries * cut.groups * ROWS * task.q.dim * 2
+        cut.stages * (2 * stage_elements(task, cut) + 128 * cut.parts)
+        + cut.queries * cut.groups * 2 * query_elements(task, cut)
         + 2048
     )
 

@@ -27,8 +27,9 @@ from sparsegen.codegen.gpu.tiled_cut import (
     entry_words,
     group_words,
     member_words,
+    query_elements,
 )
-from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, tell
+from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, query_bytes, tell
 from sparsegen.codegen.gpu.tiled_weights import uniform
 from sparsegen.codegen.gpu.tma import COLUMNS, Source
 from sparsegen.codegen.tvm import (
@@ -124,6 +125,8 @@ class Feed:
         with T.If(first < sequence.n_q), T.Then():
             item = look(kernel, sequence, first, tile, group)
             begin = partial(self._begin, item)
+            if cut.resident:
+                self._send_resident(item)
             if not self.early:
                 begin()
             put(self.sent, const(0, "int32"))
@@ -146,16 +149,44 @@ class Feed:
         """
         cut = self.cut
         simple = self.alone and (self.kernel.united is None or member_words(cut) == 1)
-        return cut.stages - 1 if cut.queries == 1 and simple else 0
+        return cut.stages - 1 - min(cut.resident, 1) if cut.queries == 1 and simple else 0
 
     def _begin(self, item: Item) -> None:
         """Tell the groups about an item, and load its queries."""
         self._wait(self.kernel.item_free, self.item_at)
         with self._lanes(1):
             tell(self.kernel, item, self._base(), self._chunks(item))
-            load_queries(self.kernel, item, self.queries, self.item_at.stage)
+            self._load_queries(item)
         self.item_at.advance()
         put(self.turn, get(self.turn) + 1)
+
+    def _load_queries(self, item: Item) -> None:
+        kernel, cut, stage = self.kernel, self.cut, self.item_at.stage
+        panels = range(cut.resident, self.queries.panels)
+        kernel.item_ready.expect(stage, query_bytes(item, self.queries, panels))
+        to = stage * (cut.groups * query_elements(kernel.task, cut))
+        barrier = kernel.item_ready.pointer(stage)
+        load_queries(item, self.queries, panels, cut.tokens, kernel.queries, to, barrier)
+
+    def _send_resident(self, item: Item) -> None:
+        """Send the queries that stay in registers, in the place of a chunk."""
+        kernel, cut, at = self.kernel, self.cut, self.at
+        panels = range(cut.resident)
+        self._wait(kernel.keys_free, at)
+        if not cut.joint:
+            self._wait(kernel.values_free, at)
+        size = query_bytes(item, self.queries, panels)
+        with self._lanes(cut.boxes):
+            # Barriers wait for as many lanes as they do for boxes.
+            if not self.alone:
+                size = T.bind(select(kernel.lane < 1, size, const(0, "uint32")))
+            kernel.keys_ready.expect(at.stage, size)
+            if not cut.joint:
+                kernel.values_ready.arrive(at.stage)
+        with self._lanes(1):
+            to, barrier = T.bind(at.stage * kernel.stage), kernel.keys_ready.pointer(at.stage)
+            load_queries(item, self.queries, panels, cut.tokens, kernel.chunks, to, barrier)
+        at.advance()
 
     # --- chunks ---------------------------------------------------------------------------------
 
@@ -269,10 +300,12 @@ class Feed:
         sizes = keys.bytes, values.bytes
         if cut.joint:
             sizes = keys.bytes + values.bytes, 0
-        self._load(keys, kernel.keys, kernel.keys_ready, sizes[0], row, key_head)
+        first = T.bind(at.stage * kernel.stage)
+        self._load(keys, first, kernel.keys_ready, sizes[0], row, key_head)
         if not cut.joint:
             self._wait(kernel.values_free, at)
-        self._load(values, kernel.values, kernel.values_ready, sizes[1], row, key_head)
+        first = first + cut.keys * keys.operand.dim
+        self._load(values, first, kernel.values_ready, sizes[1], row, key_head)
         at.advance()
 
     def _boxes(
@@ -287,7 +320,7 @@ class Feed:
         return {r: _row(sequence, near, r) for r in rows}.__getitem__
 
     def _load(
-        self, source: Source, memory: Memory, ready: Ring, size: int,
+        self, source: Source, first: Value, ready: Ring, size: int,
         row: Callable[[Rows], Value], head: Value,
     ) -> None:  # fmt: skip
         """Start to load the keys or values of a chunk, each lane its box.
@@ -296,13 +329,12 @@ class Feed:
             size: the bytes of a box, and of what else arrives there; 0: they are expected already.
         """
         cut, stage = self.cut, self.at.stage
-        first = stage * (cut.keys * source.operand.dim)
         if not self.alone:
             first = first + self.box * (cut.box * COLUMNS)
         with self._lanes(self.cut.boxes):
             if size:
                 ready.expect(stage, size)
-            source.load(memory, first, ready.pointer(stage), row, head)
+            source.load(self.kernel.chunks, first, ready.pointer(stage), row, head)
 
     def _together(self, status: Value) -> Value:
         """Return what to do with a chunk, from what lanes say of its blocks.

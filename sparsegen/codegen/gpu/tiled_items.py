@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence
 from sparsegen.codegen.cpu.stream import Bounds, pin
-from sparsegen.codegen.gpu.tiled_cut import FACTS, ROWS
+from sparsegen.codegen.gpu.tiled_cut import FACTS
 from sparsegen.codegen.gpu.tma import Source
 from sparsegen.codegen.gpu.union import list_at
-from sparsegen.codegen.tvm import T, Value, cast, const, load, select, store
+from sparsegen.codegen.gpu.wgmma import TILE
+from sparsegen.codegen.tvm import Memory, T, Value, cast, const, load, select, store
 from sparsegen.lowering.tasks import Rows
 
 if TYPE_CHECKING:
@@ -86,19 +87,24 @@ def tell(kernel: TiledKernel, item: Item, base: Value, chunks: Value) -> None:
                 store(kernel.info, end, kernel.hull_at(base, g, n) + k)
 
 
-def load_queries(kernel: TiledKernel, item: Item, source: Source, stage: Value) -> None:
-    """Start to load the queries of an item."""
-    cut, size = kernel.cut, const(0, "uint32")
+def query_bytes(item: Item, source: Source, panels: range) -> Value:
+    """Return the bytes of some panels of the queries of an item."""
+    size, each = const(0, "uint32"), len(panels) * source.panel_bytes
     for present in item.present:
-        size = size + select(present > 0, const(source.bytes, "uint32"), const(0, "uint32"))
-    kernel.item_ready.expect(stage, T.bind(size))
-    barrier = kernel.item_ready.pointer(stage)
+        size = size + select(present > 0, const(each, "uint32"), const(0, "uint32"))
+    return T.bind(size)
+
+
+def load_queries(
+    item: Item, source: Source, panels: range, tokens: int, to: Memory, first: Value, barrier: Value
+) -> None:
+    """Start to load some panels of the queries of an item, of so many tokens of each warp group."""
     start = T.bind(cast(item.sequence.q_start, "int32") + item.first)
     for g, present in enumerate(item.present):
-        row = start + g * cut.tokens
+        row, at = start + g * tokens, first + g * (len(panels) * TILE)
         with T.If(present > 0), T.Then():
-            to = (stage * cut.groups + g) * (ROWS * kernel.task.q.dim)
-            source.load(kernel.queries, to, barrier, partial(_always, row), item.head)
+            wanted = panels if source.apart else None
+            source.load(to, at, barrier, partial(_always, row), item.head, wanted)
 
 
 def _always(row: Value, rows: Rows) -> Value:

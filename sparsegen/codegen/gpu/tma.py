@@ -26,6 +26,7 @@ class Source:
 
     heads, rows  of a box
     pitch        rows of a panel in shared memory; those beside a box stay as they are
+    apart        panels are loaded one by one, and may go to different places
     """
 
     operand: Operand
@@ -33,49 +34,68 @@ class Source:
     heads: int
     rows: int
     pitch: int
+    apart: bool
 
     @staticmethod
     def make(
-        operand: Operand, arguments: Arguments, spare: Memory, *, heads: int, rows: int, pitch: int
-    ) -> Source:
+        operand: Operand, arguments: Arguments, spare: Memory, *,
+        heads: int, rows: int, pitch: int, apart: bool = False,
+    ) -> Source:  # fmt: skip
         """Emit what makes the tensor maps, on the host.
 
         Args:
             spare: memory to point at where a buffer has no rows, and so no address.
         """
-        source = Source(operand, (), heads, rows, pitch)
+        source = Source(operand, (), heads, rows, pitch, apart)
         maps = tuple(source._encode(p, arguments, spare) for p in operand.parts)
         return replace(source, maps=maps)
 
     @property
     def bytes(self) -> int:
         """Return the bytes of a box."""
-        return self.operand.dim * self.heads * self.rows * 2
+        return self.panels * self.panel_bytes
+
+    @property
+    def panels(self) -> int:
+        """Return the panels of a box."""
+        return self.operand.dim // COLUMNS
+
+    @property
+    def panel_bytes(self) -> int:
+        """Return the bytes of a panel."""
+        return COLUMNS * self.heads * self.rows * 2
 
     def load(
-        self, to: Memory, first: Value, barrier: Value, row: Callable[[Rows], Value], head: Value
-    ) -> None:
-        """Start to load a box; one thread does.
+        self, to: Memory, first: Value, barrier: Value, row: Callable[[Rows], Value], head: Value,
+        wanted: range | None = None,
+    ) -> None:  # fmt: skip
+        """Start to load a box, or the wanted panels of it; one thread does.
 
         Args:
             to, first: shared memory, and the element where the box starts.
             barrier: address of what is told about the bytes.
             row: gives the first row (int32) of buffers whose rows are as they are.
             head: the first one (int32).
+            wanted: panels that are loaded; those of a source whose panels are not apart all are.
         """
+        assert wanted is None or self.apart
         column = 0
         for part, tensor_map in zip(self.operand.parts, self.maps, strict=True):
             near = head if part.buffer.shape[-2] > 1 else const(0, "int32")
             step = self._panels(part)
             for panel in range(0, part.size // COLUMNS, step):
-                at = first + (column // COLUMNS + panel) * (self.pitch * COLUMNS)
+                number = column // COLUMNS + panel
+                if wanted is not None and number not in wanted:
+                    continue
+                at = first + (number - (wanted.start if wanted else 0)) * (self.pitch * COLUMNS)
                 place = (0, near, row(part.buffer.rows), part.start // COLUMNS + panel)
                 ptx(_LOAD, to.ptr_to([at]), T.address_of(tensor_map), *place, barrier)
             column += part.size
 
     def _panels(self, part: Part) -> int:
         """Return how many panels one load brings."""
-        return part.size // COLUMNS if self.heads * self.rows == self.pitch else 1
+        adjacent = self.heads * self.rows == self.pitch and not self.apart
+        return part.size // COLUMNS if adjacent else 1
 
     def _encode(self, part: Part, arguments: Arguments, spare: Memory) -> Memory:
         argument = arguments[part.buffer]
