@@ -118,6 +118,16 @@ def test_nothing_spills_or_shares_registers(
     }
 
 
+def test_a_stage_is_given_back_when_its_queries_are_there(tmp_path: Path) -> None:
+    """Arrivals at barriers overtake loads: what arrives needs what was loaded."""
+    cubin, _ = built("nsa", tmp_path)
+    code = instructions(cubin)
+    # The kernel that repairs loads matrices too, but arrives at no barrier.
+    kernel = next(x for x in code.split("Function : ") if "LDSM" in x and "SYNCS.ARRIVE" in x)
+    after = kernel[kernel.rindex("LDSM") :]
+    assert "SHFL.IDX" in after[: after.index("SYNCS.ARRIVE")]
+
+
 def test_queries_that_the_assembler_would_lose_do_not_stay() -> None:
     (task,) = tasks("sliding_window")  # values of 64 elements
     assert attend_tiles_sm90.default(task, ARCH).resident == 0

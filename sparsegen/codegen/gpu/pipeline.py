@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.tvm import Memory, T, Value, const
+from sparsegen.codegen.tvm import Memory, T, Value, cast, const
 
 GROUP = 128  # threads of a warp group
 
@@ -85,6 +86,20 @@ class Row:
 def fence_tensor() -> None:
     """Make this thread's writes to shared memory visible to tensor cores."""
     ptx("fence.proxy.async.shared::cta")
+
+
+def lane_after(words: Sequence[Value], lane: Value) -> Value:
+    """Return the number of this lane, as soon as all lanes have words of 32 bits.
+
+    An arrival at a barrier does not wait for loads of the same thread. Where the copy engine is to
+    write to what was loaded from, the lane that arrives must be one whose number needs the words.
+    """
+    mixed = const(0, "uint32")
+    for word in words:
+        mixed = T.bitwise_xor(mixed, word)
+    mixed, warp = T.bind(mixed), const(32, "int32")
+    same = T.bind(T.tvm_warp_shuffle(const(FULL, "uint32"), mixed, lane, warp, warp))
+    return T.bind(lane + cast(T.bitwise_xor(mixed, same), "int32"))
 
 
 def init(barriers: list[Barrier], thread: Value) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.gpu import wgmma
+from sparsegen.codegen.gpu import pipeline, wgmma
 from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
@@ -105,14 +105,14 @@ class Compute:
             kernel.values_ready.wait(self.at)
             # Nor may one lane let go of it while another still polls its barrier.
             ptx("bar.warp.sync", const(FULL, "uint32"))
-        self._pass()
+        self._pass(self.lane)
         put(self.left, get(self.left) - 1)
 
-    def _pass(self) -> None:
-        """Let go of the chunk at hand."""
+    def _pass(self, lane: Value) -> None:
+        """Let go of the chunk at hand, when the number of the lane is known."""
         if not self.cut.joint:
-            self._release(self.kernel.keys_free, self.at.stage)
-        self._release(self.kernel.values_free, self.at.stage)
+            self._release(self.kernel.keys_free, self.at.stage, lane)
+        self._release(self.kernel.values_free, self.at.stage, lane)
         self.at.advance()
 
     def _one(self) -> None:
@@ -218,8 +218,8 @@ class Compute:
         pointer = self.kernel.values_ready.pointer(get(self.before))
         T.evaluate(T.cuda.mbarrier_wait(pointer, get(self.before_parity)))
 
-    def _release(self, ring: Ring, stage: Value) -> None:
-        with T.If(self.lane < 1), T.Then():
+    def _release(self, ring: Ring, stage: Value, lane: Value | None = None) -> None:
+        with T.If((self.lane if lane is None else lane) < 1), T.Then():
             ring.arrive(stage)
 
     def _hold(self) -> None:
@@ -279,6 +279,5 @@ class Compute:
                 ptx("ldmatrix.sync.aligned.m8n8.x4.shared.b16", *registers, pointer)
         if not self.cut.joint:
             kernel.values_ready.wait(self.at)
-        # Other lanes read too.
-        ptx("bar.warp.sync", const(FULL, "uint32"))
-        self._pass()
+        words = [self.resident[n] for n in range(16 * self.cut.resident)]
+        self._pass(pipeline.lane_after(words, self.lane))
