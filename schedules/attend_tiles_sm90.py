@@ -98,7 +98,7 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     yield first
     for groups in (2, 3):
         for keys in sorted({first.keys, 64, 128}):
-            for stages in (2, 3, 4, 6):
+            for stages in (2, 3, 4, 5, 6):
                 for queries, resident, ahead in _MANNERS:
                     for joint in (False, True):
                         knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)

@@ -164,11 +164,16 @@ def test_memory_comes_from_torch(layout: str) -> None:
         free, total = torch.cuda.mem_get_info()
         return total - free - torch.cuda.memory_reserved()
 
-    before, allocated = elsewhere(), torch.cuda.memory_allocated()
-    for _ in range(200):
-        kernel(**inputs, **call)
-    torch.cuda.synchronize()
-    assert elsewhere() == before
+    def taken() -> int:
+        before = elsewhere()
+        for _ in range(200):
+            kernel(**inputs, **call)
+        torch.cuda.synchronize()
+        return elsewhere() - before
+
+    allocated = torch.cuda.memory_allocated()
+    # Other processes may take memory of the device, but not at every time.
+    assert any(taken() == 0 for _ in range(20))
     assert torch.cuda.memory_allocated() == allocated, "a call keeps memory"
 
 
