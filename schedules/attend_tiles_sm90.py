@@ -23,7 +23,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
 )
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import Expr, Member, walk
+from sparsegen.ir.expr import Expr, Member, Table, walk
 from sparsegen.lowering.space import Rejected
 from sparsegen.lowering.tasks import AttendTask, Buffer
 
@@ -33,6 +33,7 @@ PRIORITY = 5
 
 # Candidates: `queries`, `resident` and `ahead`.
 _MANNERS = ((1, 0, True), (1, 0, False), (1, 1, False), (2, 0, True), (2, 0, False), (2, 1, False))
+_MANY = 32  # tokens of a warp group
 # Registers of a thread that computes and of one that feeds, by the warp groups of a block.
 _REGISTERS = {1: (240, 24), 2: (240, 24), 3: (160, 32)}
 
@@ -162,8 +163,10 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
         small = replace(small, joint=True)
         wanted = [replace(small, keys=keys, stages=n) for n in (6, 5, 4, 3, 2)]
         if found[1].granule % 128 == 0:
-            # Neighbours that share larger blocks leave fewer chunks out.
-            wanted.insert(0, Knobs(groups=2, keys=128, stages=2, queries=2, ahead=False))
+            # Neighbours that share larger blocks leave fewer chunks out, many of them hardly any:
+            # then products may hide what the masks of several clauses take.
+            ahead = rows_of(task)[1] >= _MANY and not spare
+            wanted.insert(0, Knobs(groups=2, keys=128, stages=2, queries=2, ahead=ahead))
         wanted += [replace(small, keys=keys, stages=n, resident=0) for n in (6, 5, 4, 3, 2)]
         wanted += [replace(small, keys=keys, stages=n, resident=0, groups=2) for n in (4, 3, 2)]
     else:
@@ -173,6 +176,9 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
             for queries in (2, 1)
             for stages in (5, 4)
         ]
+        if any(isinstance(e, Table) for _, c in clauses_of(task) for e in walk(c.residual)):
+            # Predicates read tables through the L1 cache, to which shared memory leaves room.
+            wanted.insert(0, replace(small, stages=2, resident=0))
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:
         excluded = _excluded(task, knobs, arch)
