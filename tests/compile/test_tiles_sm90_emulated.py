@@ -215,12 +215,12 @@ def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     seed=st.integers(0, 99),
     causal=st.booleans(),
     poison=st.booleans(),
-    twice=st.booleans(),
+    twice=st.sampled_from(["nowhere", "a third", "token 31"]),
     shared=st.booleans(),
 )
 def test_lists_of_blocks(
     attend: Callable[..., Any], number: int, lengths: list[tuple[int, int]], seed: int,
-    causal: bool, poison: bool, twice: bool, shared: bool,
+    causal: bool, poison: bool, twice: str, shared: bool,
 ) -> None:  # fmt: skip
     """Indices of every invalid kind, some twice; NaN where some rows do not look."""
     heads, key_heads, dim, width, count, _ = KERNELS[number]
@@ -245,8 +245,11 @@ def test_lists_of_blocks(
         )
         order[torch.arange(n_q), :, position.clamp(0) // width + 1] = -1
     lists = order.argsort(-1)[..., :count].int() - 1
-    if twice:
+    if twice == "a third":
         lists[::3, :, 0] = lists[::3, :, 1]
+    elif twice == "token 31":  # which the sign of a word stands for
+        rows = [int(cu_q[b]) + 31 for b, (t, _) in enumerate(lengths) if t > 31]
+        lists[rows, :, 0] = lists[rows, :, 1]
     lists[::5] = -(2**31)
     lists[1::7, :, 0] = 2**31 - 1
     out = torch.full((n_q, heads, dim), math.nan).bfloat16()

@@ -41,6 +41,13 @@ def kernel(task: Task, scratch: tuple[Buffer, ...] = ()) -> Iterator[tuple[Any, 
         yield builder, declare(task, scratch)
 
 
+_OR = """
+__device__ __forceinline__ unsigned sparsegen_or(int* p, unsigned x) {
+  return atomicOr((unsigned*)p, x);
+}
+"""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a thread is: its block (int64), its number in the block, its warp and lane (int32)."""
@@ -107,3 +114,13 @@ def across(x: Value, combine: Callable[[Value, Value], Value], lanes: int = 32) 
 def add(a: Value, b: Value) -> Value:
     """Return the sum."""
     return a + b
+
+
+def atomic_or(pointer: Value, bits: Value) -> Value:
+    """Set bits (uint32) of a word, and return the word before."""
+    return T.cuda.func_call("sparsegen_or", pointer, bits, source_code=_OR, return_type="uint32")
+
+
+def bit_of(place: Value) -> Value:
+    """Return the word (uint32) with one bit, 0 to 31; TVM takes a signed one to be positive."""
+    return T.bind(T.shift_left(const(1, "uint32"), cast(place, "uint32")))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
-from sparsegen.codegen.gpu.launch import FULL, sync
+from sparsegen.codegen.gpu.launch import FULL, atomic_or, bit_of, sync
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.tiled_cut import entry_words, key_list, member_bit, member_words
 from sparsegen.codegen.gpu.view import ThreadView
@@ -39,9 +39,6 @@ _WARPS = 4
 _RESIDENT = 12  # blocks of a multiprocessor
 _SHORT = 512  # indices of an item that one warp unites
 _WINDOW = {1: 1024, _WARPS: 3072}  # words for the blocks at hand, by the warps of an item
-_OR = """
-__device__ __forceinline__ int sparsegen_or(int* p, int x) { return atomicOr(p, x); }
-"""
 
 
 class Union:
@@ -156,11 +153,10 @@ class Union:
                 group = T.bind(token // cut.tokens)
                 word, place = member_bit(cut, group, T.bind(token - group * cut.tokens))
                 at = T.bind(self.first_mark + ((x - lowest) * self.words + word))
-                bit = T.bind(T.shift_left(const(1, "int32"), place))
-                before = T.bind(_or(self.marks.ptr_to([at]), bit))
-                with T.If(T.Not(equal(T.bitwise_and(before, bit), const(0, "int32")))), T.Then():
-                    again = T.shift_left(const(1, "int32"), group)
-                    T.bind(_or(self.twice.ptr_to([self.number]), again))
+                bit = bit_of(place)
+                before = T.bind(atomic_or(self.marks.ptr_to([at]), bit))
+                with T.If(T.Not(equal(T.bitwise_and(before, bit), const(0, "uint32")))), T.Then():
+                    T.bind(atomic_or(self.twice.ptr_to([self.number]), bit_of(group)))
             put(n, get(n) + self.threads)
 
     def _write(self, base: Value, lowest: Value, here: Value, count: Value) -> None:
@@ -228,7 +224,3 @@ def list_at(kernel: TiledKernel, tile: Value, group: Value) -> Value:
     assert united is not None
     row = tile * kernel.heads + cast(group, "int64")
     return T.bind(row * united.shape[-1])
-
-
-def _or(pointer: Value, bits: Value) -> Value:
-    return T.cuda.func_call("sparsegen_or", pointer, bits, source_code=_OR, return_type="int32")
