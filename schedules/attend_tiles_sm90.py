@@ -21,6 +21,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
     shared_bytes,
     stage_elements,
 )
+from sparsegen.codegen.gpu.tiled_maps import spread
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import Expr, Member, Table, walk
@@ -64,6 +65,7 @@ class Knobs:
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
     """Return None, or why this schedule does not take the task."""
+    task = spread(task)
     dtype = dtype_of(task)
     if dtype is None:
         return "tensor cores multiply 16-bit numbers, and every input is float32"
@@ -88,14 +90,14 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
 
 def default(task: AttendTask, arch: Arch) -> Knobs:
     """Return the largest cut that fits."""
-    found = _first(task, arch)
+    found = _first(spread(task), arch)
     assert isinstance(found, Knobs)
     return found
 
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
-    first = default(task, arch)
+    first, task = default(task, arch), spread(task)
     yield first
     for groups in (2, 3):
         for keys in sorted({first.keys, 64, 128}):
@@ -110,6 +112,7 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
     """Return the counters, what is to be repaired, the united lists, and copies of operands."""
+    task = spread(task)
     return scratch_of(task, _cut(task, knobs, arch))
 
 
@@ -119,13 +122,14 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     Raises:
         CompileError: the knobs break an inequality.
     """
+    asked, task = task, spread(task)
     reason = _excluded(task, knobs, arch)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
     cut = _cut(task, knobs, arch)
     buffers = tuple(b for b, _ in scratch_of(task, cut))
     with kernel(task, buffers) as (builder, arguments):
-        TiledKernel(task, cut, arguments, arch.shared_bytes).emit()
+        TiledKernel(asked, task, cut, arguments, arch.shared_bytes).emit()
     return builder.get()
 
 
@@ -138,7 +142,7 @@ def _lists(task: AttendTask) -> str | None:
         if keys.slash or keys.shift or not _keys(keys.granule):
             return f"{keys.granule} keys of a listed block are no multiple of 16, nor 8"
     for _, clause in clauses_of(task):
-        if any(isinstance(e, Member) for e in walk(clause.residual)):
+        if clause.keys is not None and any(isinstance(e, Member) for e in walk(clause.residual)):
             return "keys of one list are looked up in another one"
     return None
 
@@ -176,8 +180,10 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
             for queries in (2, 1)
             for stages in (5, 4)
         ]
-        if any(isinstance(e, Table) for _, c in clauses_of(task) for e in walk(c.residual)):
-            # Predicates read tables through the L1 cache, to which shared memory leaves room.
+        if any(
+            isinstance(e, Table | Member) for _, c in clauses_of(task) for e in walk(c.residual)
+        ):
+            # Predicates read tables and maps through L1, to which shared memory leaves room.
             wanted.insert(0, replace(small, stages=2, resident=0))
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:

@@ -26,6 +26,19 @@ def shared(lists: Lists) -> bool:
     return lists.buffer.rows.space == "batch"
 
 
+def list_number(member: Member, lists: Lists, sequence: Sequence, env: Env) -> Value:
+    """Return the number (int64) of the list that a member reads, of all that are stored."""
+    group: Value = const(0, "int64")
+    position: Value = const(0, "int32")
+    for stored, key in zip(lists.keys, member.keys[:-1], strict=True):
+        if mentions(stored, Head):
+            n = sum(mentions(k, Head) for k in lists.keys[: lists.keys.index(stored)])
+            group = group * lists.groups[n] + cast(emit(key, env), "int64")
+        else:
+            position = emit(key, env)
+    return sequence.row(lists.buffer.rows, position) * prod(lists.groups) + group
+
+
 @dataclass(frozen=True)
 class TokenLists:
     """The lists that the tokens of a tile read for one selection.
@@ -59,16 +72,7 @@ class TokenLists:
         bases = scratch(tokens, "int64")
         with T.serial(present) as t:
             here = replace(env, query=first + t)
-            group: Value = const(0, "int64")
-            position: Value = const(0, "int32")
-            for stored, key in zip(lists.keys, member.keys[:-1], strict=True):
-                if mentions(stored, Head):
-                    n = sum(mentions(k, Head) for k in lists.keys[: lists.keys.index(stored)])
-                    group = group * lists.groups[n] + cast(emit(key, here), "int64")
-                else:
-                    position = emit(key, here)
-            row = sequence.row(lists.buffer.rows, position)
-            store(bases, (row * prod(lists.groups) + group) * width, t)
+            store(bases, list_number(member, lists, sequence, here) * width, t)
         return TokenLists(member, argument.flat, bases, T.bind(cast(width, "int32")))
 
     def item(self, token: Value, slot: Value) -> Value:

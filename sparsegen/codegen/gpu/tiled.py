@@ -7,9 +7,10 @@ A block of threads takes items, tiles of queries of neighbouring heads, one afte
 
 Lists of blocks are united first (`union`): the tokens of an item walk each block that one of them
 selects once. Short blocks share a chunk, as many as it has room for; a bit for each row and block
-says who sees which, and all rows of a warp group pay for a block that one of them sees. What tensor
-cores cannot do as the contract has it, a NaN among values that one row sees and another does not,
-or an index listed twice, is put down and done again by `mma` at the end.
+says who sees which, and all rows of a warp group pay for a block that one of them sees. Lists of
+diagonals are not walked: of every pair in a range it is asked whether it is listed (`tiled_maps`).
+What tensor cores cannot do as the contract has it, a NaN among values that one row sees and another
+does not, or an index listed twice, is put down and done again by `mma` at the end.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
     stage_elements,
 )
 from sparsegen.codegen.gpu.tiled_feed import Feed
+from sparsegen.codegen.gpu.tiled_maps import Maps, members_of
 from sparsegen.codegen.gpu.union import Union
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum, store
@@ -46,8 +48,10 @@ from sparsegen.lowering.tasks import AttendTask, KeySource
 class TiledKernel:
     """Emits the function of one task into the current builder frame."""
 
-    def __init__(self, task: AttendTask, cut: Cut, arguments: Arguments, shared: int) -> None:
-        self.asked, self.cut, self.arguments, self.shared = task, cut, arguments, shared
+    def __init__(
+        self, asked: AttendTask, task: AttendTask, cut: Cut, arguments: Arguments, shared: int
+    ) -> None:
+        self.asked, self.cut, self.arguments, self.shared = asked, cut, arguments, shared
         found = dtype_of(task)
         assert found is not None
         self.dtype = found
@@ -63,6 +67,7 @@ class TiledKernel:
         buffers = {b.name.removeprefix(f"{task.name}_"): b for b, _ in scratch_of(task, cut)}
         self.state, self.again = (arguments[buffers[n]].flat for n in ("state", "again"))
         self.united = arguments[buffers["united"]] if self.listed else None
+        self.maps = Maps(self) if members_of(self.task) else None
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
@@ -80,6 +85,8 @@ class TiledKernel:
         self.items = T.bind(self.tiles * self.heads)
         sources = self._maps()
         convert(self.arguments, self.copies, cut.blocks)
+        if self.maps is not None:
+            self.maps.emit()
         with device():
             if self.listed:
                 Union(self).emit()

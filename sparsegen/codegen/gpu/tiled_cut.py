@@ -8,6 +8,7 @@ from sparsegen.codegen.cpu.attend import shared_heads
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.pipeline import GROUP
+from sparsegen.codegen.gpu.tiled_maps import map_buffers
 from sparsegen.codegen.gpu.tma import COLUMNS
 from sparsegen.codegen.tvm import Value, const
 from sparsegen.ir.expr import Const, Expr, Stop, apply, walk
@@ -135,6 +136,7 @@ def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
         shape = (groups, -1)
         lists = Buffer(name=f"{name}_united", dtype="int32", shape=shape, rows=rows)
         found.append((lists, list_words(task, cut)))
+    found += map_buffers(task)
     dtype = dtype_of(task)
     assert dtype is not None
     copies = converted(task, dtype)[1]

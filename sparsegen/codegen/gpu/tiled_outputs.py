@@ -78,6 +78,8 @@ def finish(compute: Compute, sequence: Sequence) -> None:
     if kernel.listed:
         bits = T.shift_right(kernel.fact(compute.base, "twice"), compute.group)
         wrong = T.Or(wrong, T.bitwise_and(bits, const(1, "int32")) > 0)
+    if kernel.maps is not None:
+        wrong = T.Or(wrong, kernel.maps.twice(compute.view, compute.head))
     with T.If(weights.any(wrong)), T.Then(), T.If(compute.lane < 1), T.Then():
         _put_down(compute)
 

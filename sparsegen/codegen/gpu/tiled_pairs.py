@@ -2,7 +2,8 @@
 
 A predicate that reads a table which lies in pages looks a page up for each key. With the scores in
 registers there is no room for so many addresses: a few keys at a time are asked before, and leave a
-bit for each score. Other predicates need less, and are evaluated where they hide scores.
+bit for each score. So it is with predicates that ask whether a pair is listed, of maps. Others need
+less, and are evaluated where they hide scores.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.tiled_cut import MASKED, clauses_of
+from sparsegen.codegen.gpu.tiled_maps import WINDOW, seen
 from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, scratch, select, store
-from sparsegen.ir.expr import Expr, Table, walk
+from sparsegen.ir.expr import Expr, Member, Table, walk
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled_weights import Chunk, Weights
@@ -21,15 +23,16 @@ if TYPE_CHECKING:
 _KEYS = 4  # of a thread, which are asked side by side
 
 
-def paged(task: AttendTask) -> list[int]:
-    """Return the numbers of the clauses whose predicates read tables in pages."""
+def asked(task: AttendTask) -> list[int]:
+    """Return the numbers of the clauses whose predicates read tables in pages, or maps."""
     tables = dict(task.tables)
 
     def reads(residual: Expr) -> bool:
-        read = (e for e in walk(residual) if isinstance(e, Table))
-        return any(tables[e.tensor.name].rows.paged for e in read)
+        read = (e for e in walk(residual) if isinstance(e, Table | Member))
+        return any(isinstance(e, Member) or tables[e.tensor.name].rows.paged for e in read)
 
-    return [n for n, (_, clause) in enumerate(clauses_of(task)) if reads(clause.residual)]
+    found = enumerate(clauses_of(task))
+    return [n for n, (_, clause) in found if clause.keys is None and reads(clause.residual)]
 
 
 class Pairs:
@@ -37,7 +40,7 @@ class Pairs:
 
     def __init__(self, weights: Weights) -> None:
         self.weights, self.kernel, self.cut = weights, weights.kernel, weights.kernel.cut
-        self.clauses = paged(self.kernel.task)
+        self.clauses = asked(self.kernel.task)
         self.each = self.cut.keys // 4
         self.words = -(-2 * self.each // 32)
         self.bits = scratch(self.words, "uint32") if self.clauses else None
@@ -52,6 +55,10 @@ class Pairs:
     def _ask(self, number: int, chunk: Chunk) -> None:
         for word in range(self.words):
             store(self.bits, const(0, "uint32"), word)
+        residual = self.kernel.clauses[number][1].residual
+        if any(isinstance(e, Member) for e in walk(residual)):
+            self._look_up(number, chunk)
+            return
         count = min(_KEYS, self.each)
         if self.cut.parts > 1:
             for start in range(0, self.each, count):
@@ -78,6 +85,35 @@ class Pairs:
                 bit = T.shift_left(const(1, "uint32"), cast(start + (n + first), "uint32"))
                 bit = select(seen, bit, const(0, "uint32"))
                 store(self.bits, T.bitwise_or(load(self.bits, word), bit), word)
+
+    def _look_up(self, number: int, chunk: Chunk) -> None:
+        """Ask for all keys of a thread, whose answers are in windows of maps."""
+        compute, clause, maps = (
+            self.weights.compute,
+            self.kernel.clauses[number][1],
+            self.kernel.maps,
+        )
+        assert maps is not None
+        hull = self.kernel.hull(compute.base, compute.group, number)
+        for half in range(2):
+            query, head = self.weights.position(half)
+            for part in range(0, self.cut.keys, WINDOW):
+                first = T.bind(chunk.starts[0] + (part + compute.lane % 4 * 2))
+                words: dict[Expr, list[Value]] = {
+                    m: maps.window(compute.view, m, query, head, first) for m in maps.members
+                }
+                for n in range(min(self.cut.keys, WINDOW) // 4):
+                    key = n // 2 * 8 + n % 2
+                    j = pin(first + key)
+                    found = {m: seen(w, key) for m, w in words.items()}
+                    inside = T.And(j >= hull.lo, j < hull.hi)
+                    value = compute.view.value(clause.residual, query, head, j, found)
+                    self._note(T.And(inside, value), half * self.each + part // 4 + n)
+
+    def _note(self, visible: Value, place: int) -> None:
+        word, bit = divmod(place, 32)
+        found = select(visible, const(1 << bit, "uint32"), const(0, "uint32"))
+        store(self.bits, T.bitwise_or(load(self.bits, word), found), word)
 
     def visible(self, half: int, key: int) -> Value:
         """Tell whether a row sees a key, that of lane 0."""

@@ -42,9 +42,17 @@ class ThreadView(View):
             query=query, head=head, key=key,
         )  # fmt: skip
 
-    def value(self, expr: Expr, query: Value, head: Value, key: Value, **symbols: Value) -> Value:
-        """Return an expression at one pair; `symbols` are what it may mention beside."""
-        closed = self._closed(expr, {})
+    def value(
+        self, expr: Expr, query: Value, head: Value, key: Value,
+        found: dict[Expr, Value] | None = None, **symbols: Value,
+    ) -> Value:  # fmt: skip
+        """Return an expression at one pair.
+
+        Args:
+            found: parts of it whose values are known.
+            symbols: what it may mention beside.
+        """
+        closed = self._closed(expr, found or {})
         self.symbols.update(symbols)
         return T.bind(emit(closed, self.at(query, head, key)))
 

@@ -1,0 +1,200 @@
+"""Ask of pairs whether they are listed, where `tiled` attention walks a range instead of lists.
+
+A list of distances i - j has keys of its own for every query, so that the rows of a tile share
+none of them. Where all queries of a sequence read the same lists, the range that holds all keys is
+walked instead. A map with a bit for each item, made first, answers for 64 neighbouring keys at a
+time.
+
+A map has a word that is 1 if an item is listed twice, then words of bits, with words of zeros at
+either end, where keys lie whose items do not exist.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+from typing import TYPE_CHECKING
+
+from sparsegen.codegen.cpu.lists import list_number, shared
+from sparsegen.codegen.cpu.rows import Sequence
+from sparsegen.codegen.cpu.select_task import is_slash
+from sparsegen.codegen.cpu.stream import cell, get, put
+from sparsegen.codegen.gpu.launch import atomic_or, bit_of, device, launch, sync
+from sparsegen.codegen.gpu.view import ThreadView
+from sparsegen.codegen.tvm import (
+    T,
+    Value,
+    cast,
+    const,
+    equal,
+    load,
+    maximum,
+    minimum,
+    store,
+)
+from sparsegen.ir.expr import Const, Expr, Member, Pos, Stop, apply, walk
+from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeySource, Rows
+
+if TYPE_CHECKING:
+    from sparsegen.codegen.gpu.tiled import TiledKernel
+
+WINDOW = 64  # keys that are answered for at once
+_FRONT = 1 + WINDOW // 32  # words before the bits
+_SPARE = _FRONT + 7  # and those after them: a window may start 64 items behind the last
+_THREADS = 256
+_BRIEF = """
+__device__ __forceinline__ unsigned sparsegen_bits(unsigned low, unsigned high, int shift) {
+  return (unsigned)((((unsigned long long)high << 32) | low) >> shift);
+}
+"""
+_REVERSED = """
+__device__ __forceinline__ unsigned sparsegen_reversed(unsigned x) { return __brev(x); }
+"""
+
+
+def spread(task: AttendTask) -> AttendTask:
+    """Return the task with a range instead of each source's lists, where they have diagonals."""
+    return replace(task, sources=tuple(_spread(s, task) for s in task.sources))
+
+
+def _spread(source: KeySource, task: AttendTask) -> KeySource:
+    keys, lists = [c.keys for c in source.clauses], dict(task.lists)
+    if not any(k is not None and k.slash for k in keys):
+        return source
+    plain = all(
+        k is not None and k.granule == 1 and not k.shift and shared(lists[k.member]) for k in keys
+    )
+    first = source.clauses[0].hull
+    if not plain or any(c.hull != first for c in source.clauses):
+        return source
+    clause = Clause(hull=first, full=None, keys=None, residual=source.where)
+    return replace(source, clauses=(clause,))
+
+
+def members_of(task: AttendTask) -> list[Member]:
+    """Return the selections of which pairs are asked."""
+    residuals = [c.residual for s in task.sources for c in s.clauses if c.keys is None]
+    found = [e for r in residuals for e in walk(r) if isinstance(e, Member)]
+    return list(dict.fromkeys(found))
+
+
+def map_buffers(task: AttendTask) -> list[tuple[Buffer, Expr]]:
+    """Return the memory of the maps, one for each selection that pairs are asked of."""
+    lists, found = dict(task.lists), []
+    for n, member in enumerate(members_of(task)):
+        buffer = Buffer(
+            name=f"{task.name}_map_{n}", dtype="int32",
+            shape=(prod(lists[member].groups), -1), rows=Rows(space="batch"),
+        )  # fmt: skip
+        found.append((buffer, _words(task)))
+    return found
+
+
+def _words(task: AttendTask) -> Expr:
+    """Return the words of a map: its items are keys, or distances of queries from keys."""
+    where = [e for s in task.sources for e in walk(s.where) if isinstance(e, Pos)]
+    stops = dict.fromkeys(Stop(e.role, e.axis) for e in where)
+    items: Expr = Const(0)
+    for stop in stops:
+        items = apply("max", items, stop)
+    return apply("add", apply("floordiv", items, Const(32)), Const(_SPARE))
+
+
+class Maps:
+    """The maps of a kernel."""
+
+    def __init__(self, kernel: TiledKernel) -> None:
+        self.kernel, self.lists = kernel, dict(kernel.task.lists)
+        names = [buffer.name for buffer, _ in map_buffers(kernel.task)]
+        self.members = dict(zip(members_of(kernel.task), names, strict=True))
+
+    def emit(self) -> None:
+        """Emit the launches that fill the maps."""
+        for member in self.members:
+            with device():
+                self._fill(member)
+
+    def window(
+        self, view: ThreadView, member: Member, query: Value, head: Value, key: Value
+    ) -> list[Value]:
+        """Return two words: whether a list has the items of 64 keys, from `key` on."""
+        flat, size = self._flat(member), self._items(view.sequence)
+        item = view.value(member.keys[-1], query, head, key)
+        down = is_slash(member.keys[-1])
+        last = minimum(item, size + WINDOW)
+        first = T.bind(maximum(last, const(-1, "int32")) - (WINDOW - 1) if down else last)
+        place = T.bind(first + WINDOW)
+        at = T.bind(self._base(view, member, head) + cast(place // 32 + 1, "int64"))
+        words = [T.bind(T.reinterpret("uint32", load(flat, at + n))) for n in range(3)]
+        shift = T.bind(place % 32)
+        found = [_bits(words[n], words[n + 1], shift) for n in range(2)]
+        return [_reversed(w) for w in found[::-1]] if down else found
+
+    def twice(self, view: ThreadView, head: Value) -> Value:
+        """Tell whether a list that a head reads has an item twice."""
+        found = const(0, "int32")
+        for member in self.members:
+            flag = load(self._flat(member), self._base(view, member, head))
+            found = T.bitwise_or(found, flag)
+        return T.bind(found > 0)
+
+    def _flat(self, member: Member) -> Value:
+        return self.kernel.arguments.tensors[self.members[member]].flat
+
+    def _words(self, member: Member) -> Value:
+        return self.kernel.arguments.tensors[self.members[member]].shape[-1]
+
+    def _base(self, view: ThreadView, member: Member, head: Value) -> Value:
+        """Return where the map of a head starts (int64)."""
+        number = list_number(member, self.lists[member], view.sequence, view._env(head=head))
+        return T.bind(number * self._words(member))
+
+    def _items(self, sequence: Sequence) -> Value:
+        """Return how many items a map has: those of longer distances and further keys are none."""
+        return T.bind(maximum(sequence.n_k, sequence.q_off + sequence.n_q))
+
+    def _fill(self, member: Member) -> None:
+        """Mark what a list has; a block for each list."""
+        arguments, lists = self.kernel.arguments, self.lists[member]
+        groups, flat = prod(lists.groups), self._flat(member)
+        place = launch(arguments.batch * groups, _THREADS, entered=True)
+        sequence = Sequence.at(arguments, T.bind(place.block // groups))
+        items = self._items(sequence)
+        base = T.bind(place.block * self._words(member))
+        word = cell("int32", place.thread)
+        with T.While(get(word) < items // 32 + _SPARE):
+            store(flat, const(0, "int32"), base + cast(get(word), "int64"))
+            put(word, get(word) + _THREADS)
+        sync()
+        indices = arguments[lists.buffer]
+        width = T.bind(cast(indices.shape[-1], "int64"))
+        slot = cell("int64", cast(place.thread, "int64"))
+        with T.While(get(slot) < width):
+            x = T.bind(load(indices.flat, place.block * width + get(slot)))
+            with T.If(T.And(x >= 0, x < items)), T.Then():
+                bit = bit_of(x % 32)
+                at = T.bind(base + cast(x // 32 + _FRONT, "int64"))
+                before = T.bind(atomic_or(flat.ptr_to([at]), bit))
+                with T.If(T.Not(equal(T.bitwise_and(before, bit), const(0, "uint32")))), T.Then():
+                    store(flat, const(1, "int32"), base)
+            put(slot, get(slot) + _THREADS)
+
+
+def seen(words: list[Value], key: int) -> Value:
+    """Tell whether a window has the item of a key, by its number in the window."""
+    bit = const(1 << key % 32, "uint32")
+    return T.bitwise_and(words[key // 32], bit) > const(0, "uint32")
+
+
+def _bits(low: Value, high: Value, shift: Value) -> Value:
+    return T.bind(
+        T.cuda.func_call(
+            "sparsegen_bits", low, high, shift, source_code=_BRIEF, return_type="uint32"
+        )
+    )
+
+
+def _reversed(x: Value) -> Value:
+    return T.bind(
+        T.cuda.func_call("sparsegen_reversed", x, source_code=_REVERSED, return_type="uint32")
+    )
