@@ -19,11 +19,13 @@ from sparsegen.codegen.gpu.attend_cut import (
     shared_bytes,
     short,
 )
+from sparsegen.codegen.gpu.attend_maps import MappedKernel
 from sparsegen.codegen.gpu.launch import FUNCTIONS, kernel
+from sparsegen.codegen.gpu.membership import map_buffers, spread
 from sparsegen.errors import CompileError
-from sparsegen.ir.expr import TRUE, Apply, BlockOf, Member, walk
+from sparsegen.ir.expr import TRUE, Apply, BlockOf, Expr, Member, walk
 from sparsegen.lowering.space import Rejected
-from sparsegen.lowering.tasks import AttendTask
+from sparsegen.lowering.tasks import AttendTask, Buffer
 
 FAMILY = "attend"
 REQUIRES = frozenset({"mma", "cp_async", "ldmatrix"})
@@ -84,6 +86,7 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
             "tensor cores multiply 16-bit numbers, and every input is float32: pass "
             'dtype="bfloat16" or "float16"'
         )
+    task = spread(task)
     for source in task.sources:
         for clause in source.clauses:
             for member in walk(clause.residual):
@@ -103,6 +106,7 @@ def default(task: AttendTask, arch: Arch) -> Knobs:
     Two for each of its four schedulers; one where tensor cores are slow beside shared memory, as
     on the smaller multiprocessors of workstations.
     """
+    task = spread(task)
     slow = arch.shared_core_bytes < 128 << 10
     narrow = _shape(task, Knobs()).rows == 16
     for wanted in (4, 1) if slow else (8, 4, 1):
@@ -136,7 +140,7 @@ def _resident(task: AttendTask, knobs: Knobs, arch: Arch) -> int:
 
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
-    first = default(task, arch)
+    first, task = default(task, arch), spread(task)
     yield first
     for values in itertools.product(
         (1, 2, 4, 8), (1, 2), ((1, 1), (2, 1), (2, 2), (4, 1), (4, 2)), (32, 48, 64, 128), (1, 2)
@@ -157,12 +161,22 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     Raises:
         CompileError: the knobs break an inequality.
     """
+    asked, task = task, spread(task)
     reason = _excluded(task, knobs, arch)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
-    with kernel(task) as (builder, arguments):
-        AttendKernel(task, _shape(task, knobs), arguments).emit()
+    maps, shape = tuple(b for b, _ in map_buffers(task)), _shape(task, knobs)
+    with kernel(task, maps) as (builder, arguments):
+        if maps:
+            MappedKernel(asked, task, shape, arguments, arch.shared_bytes).emit()
+        else:
+            AttendKernel(task, shape, arguments).emit()
     return builder.get()
+
+
+def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
+    """Return the maps of lists that are spread."""
+    return tuple(map_buffers(spread(task)))
 
 
 def _least(task: AttendTask) -> Knobs:

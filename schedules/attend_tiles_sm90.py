@@ -11,6 +11,7 @@ from sparsegen.arch import Arch
 from sparsegen.codegen.gpu import convert, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
+from sparsegen.codegen.gpu.membership import members_of, spread
 from sparsegen.codegen.gpu.tiled import TiledKernel
 from sparsegen.codegen.gpu.tiled_cut import (
     Cut,
@@ -21,7 +22,6 @@ from sparsegen.codegen.gpu.tiled_cut import (
     shared_bytes,
     stage_elements,
 )
-from sparsegen.codegen.gpu.tiled_maps import spread
 from sparsegen.codegen.gpu.wgmma import TILE
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import Expr, Member, Table, walk
@@ -142,7 +142,8 @@ def _lists(task: AttendTask) -> str | None:
         if keys.slash or keys.shift or not _keys(keys.granule):
             return f"{keys.granule} keys of a listed block are no multiple of 16, nor 8"
     for _, clause in clauses_of(task):
-        if clause.keys is not None and any(isinstance(e, Member) for e in walk(clause.residual)):
+        asked = {e for e in walk(clause.residual) if isinstance(e, Member)}
+        if not asked <= set(members_of(task)):
             return "keys of one list are looked up in another one"
     return None
 

@@ -10,6 +10,7 @@ for each tile of (query, head) rows                        (blocks)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_tile
@@ -31,6 +32,7 @@ from sparsegen.codegen.gpu.attend_cut import (
 from sparsegen.codegen.gpu.chunks import Chunks, Ring
 from sparsegen.codegen.gpu.launch import Place, launch, sync
 from sparsegen.codegen.gpu.masks import Mask
+from sparsegen.codegen.gpu.membership import Maps
 from sparsegen.codegen.gpu.mma import Panel
 from sparsegen.codegen.gpu.outputs import DOWNWARD, FAST, FINITE, UPWARD, Outputs, part_of
 from sparsegen.codegen.gpu.softmax import Exchange, Softmax
@@ -54,8 +56,10 @@ from sparsegen.lowering.tasks import AttendTask, Clause, KeySource, Rows
 class AttendKernel:
     """Emits the function of one task into the current builder frame."""
 
-    def __init__(self, task: AttendTask, shape: Shape, arguments: Arguments) -> None:
-        self.task, self.shape, self.arguments = task, shape, arguments
+    def __init__(
+        self, task: AttendTask, shape: Shape, arguments: Arguments, maps: Maps | None = None
+    ) -> None:
+        self.task, self.shape, self.arguments, self.maps = task, shape, arguments, maps
         found = dtype_of(task)
         assert found is not None
         self.dtype = found
@@ -72,12 +76,25 @@ class AttendKernel:
 
     def emit(self) -> None:
         """Emit the launch and the body."""
+        tiles = self.tiles()
+        place = launch(self.blocks(tiles), self.shape.threads)
+        self.each(place, tiles, lambda *tile: Tile(self, place, *tile).run())
+
+    def tiles(self) -> Value:
+        """Return an upper bound of the tiles of tokens (int64)."""
+        return T.bind(self.arguments[self.task.o].rows // self.shape.tokens + self.arguments.batch)
+
+    def blocks(self, tiles: Value) -> Value:
+        """Return the blocks that take so many tiles of tokens, one for each group of heads."""
+        return tiles * (self.task.q.heads // self.shape.heads)
+
+    def each(
+        self, place: Place, tiles: Value, body: Callable[[Sequence, Value, Value], None]
+    ) -> None:
+        """Emit `body` for the tile of a block, if it has one: sequence, first token and head."""
         task, shape = self.task, self.shape
-        groups = task.q.heads // shape.heads
         # Blocks beside each other read the same keys, then those of one head.
         beside = max(task.group // shape.heads, 1)
-        tiles = T.bind(self.arguments[task.o].rows // shape.tokens + self.arguments.batch)
-        place = launch(tiles * groups, shape.threads)
         # Causal work grows with the position: the longest tiles start first.
         some = maximum(tiles, const(1, "int64"))
         tile = pin(tiles - 1 - place.block // beside % some)
@@ -85,7 +102,7 @@ class AttendKernel:
         with T.If(first < sequence.n_q), T.Then():
             group = place.block // (some * beside) * beside + place.block % beside
             head = pin(cast(group, "int32") * shape.heads)
-            Tile(self, place, sequence, first, head).run()
+            body(sequence, first, head)
 
 
 class Tile:

@@ -77,7 +77,7 @@ class Mask:
         bits = self.bits
         if bits is None:
             return
-        key, bounds = self.chunks.position(chunk), self.chunks.bounds
+        key, bounds, maps = self.chunks.position(chunk), self.chunks.bounds, self.tile.kernel.maps
         leaders = sorted(set(self.leaders))
         pairs = self._pairs(leaders)
         for word in range(self.words):
@@ -89,7 +89,8 @@ class Mask:
                 for row in leaders:
                     seen = cell("int32", sure)
                     with T.If(equal(sure, const(0, "int32"))), T.Then():
-                        value = self.view.value(self.clause.residual, *pairs[row], j)
+                        found = None if maps is None else maps.answers(self.view, *pairs[row], j)
+                        value = self.view.value(self.clause.residual, *pairs[row], j, found)
                         put(seen, cast(value, "int32"))
                     word, first = self.places[row]
                     bit = T.shift_left(cast(get(seen), "uint32"), cast(n + first, "uint32"))

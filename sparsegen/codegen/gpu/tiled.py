@@ -8,7 +8,7 @@ A block of threads takes items, tiles of queries of neighbouring heads, one afte
 Lists of blocks are united first (`union`): the tokens of an item walk each block that one of them
 selects once. Short blocks share a chunk, as many as it has room for; a bit for each row and block
 says who sees which, and all rows of a warp group pay for a block that one of them sees. Lists of
-diagonals are not walked: of every pair in a range it is asked whether it is listed (`tiled_maps`).
+diagonals are not walked: of every pair in a range it is asked whether it is listed (`membership`).
 What tensor cores cannot do as the contract has it, a NaN among values that one row sees and another
 does not, or an index listed twice, is put down and done again by `mma` at the end.
 """
@@ -22,6 +22,7 @@ from sparsegen.codegen.gpu import pipeline, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.launch import device
+from sparsegen.codegen.gpu.membership import Maps, members_of
 from sparsegen.codegen.gpu.repair import repair
 from sparsegen.codegen.gpu.ring import Ring
 from sparsegen.codegen.gpu.tiled_compute import Compute
@@ -38,7 +39,6 @@ from sparsegen.codegen.gpu.tiled_cut import (
     stage_elements,
 )
 from sparsegen.codegen.gpu.tiled_feed import Feed
-from sparsegen.codegen.gpu.tiled_maps import Maps, members_of
 from sparsegen.codegen.gpu.union import Union
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum, store
@@ -67,7 +67,7 @@ class TiledKernel:
         buffers = {b.name.removeprefix(f"{task.name}_"): b for b, _ in scratch_of(task, cut)}
         self.state, self.again = (arguments[buffers[n]].flat for n in ("state", "again"))
         self.united = arguments[buffers["united"]] if self.listed else None
-        self.maps = Maps(self) if members_of(self.task) else None
+        self.maps = Maps(self.task, arguments) if members_of(self.task) else None
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1

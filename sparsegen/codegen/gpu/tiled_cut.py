@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sparsegen.codegen.cpu.attend import shared_heads
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
+from sparsegen.codegen.gpu.membership import map_buffers
 from sparsegen.codegen.gpu.pipeline import GROUP
-from sparsegen.codegen.gpu.tiled_maps import map_buffers
 from sparsegen.codegen.gpu.tma import COLUMNS
 from sparsegen.codegen.tvm import Value, const
 from sparsegen.ir.expr import Const, Expr, Stop, apply, walk

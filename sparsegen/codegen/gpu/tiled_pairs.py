@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.gpu.membership import WINDOW, seen
 from sparsegen.codegen.gpu.tiled_cut import MASKED, clauses_of
-from sparsegen.codegen.gpu.tiled_maps import WINDOW, seen
 from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, scratch, select, store
 from sparsegen.ir.expr import Expr, Member, Table, walk
 

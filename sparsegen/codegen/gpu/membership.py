@@ -1,9 +1,9 @@
-"""Ask of pairs whether they are listed, where `tiled` attention walks a range instead of lists.
+"""Ask of pairs whether they are listed, where attention walks a range instead of lists.
 
 A list of distances i - j has keys of its own for every query, so that the rows of a tile share
 none of them. Where all queries of a sequence read the same lists, the range that holds all keys is
-walked instead. A map with a bit for each item, made first, answers for 64 neighbouring keys at a
-time.
+walked instead. A map with a bit for each item, made first, answers for a pair, or for 64
+neighbouring keys at a time. It does not count: what has an item twice is for another kernel.
 
 A map has a word that is 1 if an item is listed twice, then words of bits, with words of zeros at
 either end, where keys lie whose items do not exist.
@@ -13,10 +13,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.lists import list_number, shared
-from sparsegen.codegen.cpu.rows import Sequence
+from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.select_task import is_slash
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu.launch import atomic_or, bit_of, device, launch, sync
@@ -34,9 +33,6 @@ from sparsegen.codegen.tvm import (
 )
 from sparsegen.ir.expr import Const, Expr, Member, Pos, Stop, apply, walk
 from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeySource, Rows
-
-if TYPE_CHECKING:
-    from sparsegen.codegen.gpu.tiled import TiledKernel
 
 WINDOW = 64  # keys that are answered for at once
 _FRONT = 1 + WINDOW // 32  # words before the bits
@@ -61,9 +57,7 @@ def _spread(source: KeySource, task: AttendTask) -> KeySource:
     keys, lists = [c.keys for c in source.clauses], dict(task.lists)
     if not any(k is not None and k.slash for k in keys):
         return source
-    plain = all(
-        k is not None and k.granule == 1 and not k.shift and shared(lists[k.member]) for k in keys
-    )
+    plain = all(k is not None and shared(lists[k.member]) and _steps(k.member) for k in keys)
     first = source.clauses[0].hull
     if not plain or any(c.hull != first for c in source.clauses):
         return source
@@ -72,10 +66,17 @@ def _spread(source: KeySource, task: AttendTask) -> KeySource:
 
 
 def members_of(task: AttendTask) -> list[Member]:
-    """Return the selections of which pairs are asked."""
+    """Return the selections that have maps: of which pairs of a range are asked."""
+    lists = dict(task.lists)
     residuals = [c.residual for s in task.sources for c in s.clauses if c.keys is None]
     found = [e for r in residuals for e in walk(r) if isinstance(e, Member)]
-    return list(dict.fromkeys(found))
+    return [m for m in dict.fromkeys(found) if shared(lists[m]) and _steps(m)]
+
+
+def _steps(member: Member) -> bool:
+    """Tell whether the next key asks for the next item, or for the one before."""
+    last = member.keys[-1]
+    return is_slash(last) or (isinstance(last, Pos) and last.role == "key")
 
 
 def map_buffers(task: AttendTask) -> list[tuple[Buffer, Expr]]:
@@ -101,18 +102,32 @@ def _words(task: AttendTask) -> Expr:
 
 
 class Maps:
-    """The maps of a kernel."""
+    """The maps of a task whose lists are spread."""
 
-    def __init__(self, kernel: TiledKernel) -> None:
-        self.kernel, self.lists = kernel, dict(kernel.task.lists)
-        names = [buffer.name for buffer, _ in map_buffers(kernel.task)]
-        self.members = dict(zip(members_of(kernel.task), names, strict=True))
+    def __init__(self, task: AttendTask, arguments: Arguments) -> None:
+        self.arguments, self.lists = arguments, dict(task.lists)
+        names = [buffer.name for buffer, _ in map_buffers(task)]
+        self.members = dict(zip(members_of(task), names, strict=True))
 
     def emit(self) -> None:
         """Emit the launches that fill the maps."""
         for member in self.members:
             with device():
                 self._fill(member)
+
+    def answers(self, view: ThreadView, query: Value, head: Value, key: Value) -> dict[Expr, Value]:
+        """Tell for each selection whether it has a pair."""
+        return {member: self._has(view, member, query, head, key) for member in self.members}
+
+    def _has(
+        self, view: ThreadView, member: Member, query: Value, head: Value, key: Value
+    ) -> Value:
+        item = view.value(member.keys[-1], query, head, key)
+        near = minimum(maximum(item, const(-1, "int32")), self._items(view.sequence))
+        place = T.bind(near + WINDOW)
+        at = self._base(view, member, head) + cast(place // 32 + 1, "int64")
+        word = T.bind(T.reinterpret("uint32", load(self._flat(member), at)))
+        return T.bind(T.bitwise_and(word, bit_of(place % 32)) > const(0, "uint32"))
 
     def window(
         self, view: ThreadView, member: Member, query: Value, head: Value, key: Value
@@ -139,10 +154,10 @@ class Maps:
         return T.bind(found > 0)
 
     def _flat(self, member: Member) -> Value:
-        return self.kernel.arguments.tensors[self.members[member]].flat
+        return self.arguments.tensors[self.members[member]].flat
 
     def _words(self, member: Member) -> Value:
-        return self.kernel.arguments.tensors[self.members[member]].shape[-1]
+        return self.arguments.tensors[self.members[member]].shape[-1]
 
     def _base(self, view: ThreadView, member: Member, head: Value) -> Value:
         """Return where the map of a head starts (int64)."""
@@ -155,7 +170,7 @@ class Maps:
 
     def _fill(self, member: Member) -> None:
         """Mark what a list has; a block for each list."""
-        arguments, lists = self.kernel.arguments, self.lists[member]
+        arguments, lists = self.arguments, self.lists[member]
         groups, flat = prod(lists.groups), self._flat(member)
         place = launch(arguments.batch * groups, _THREADS, entered=True)
         sequence = Sequence.at(arguments, T.bind(place.block // groups))

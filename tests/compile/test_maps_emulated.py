@@ -1,4 +1,4 @@
-"""Lists of diagonals on an emulated Hopper, of which maps are asked, against float64."""
+"""Lists of diagonals, of which maps are asked, on emulated GPUs, against float64."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sparsegen as sg
-from schedules import attend_tiles_sm90
+from schedules import attend_mma, attend_tiles_sm90
 from schedules.attend_tiles_sm90 import Knobs
+from sparsegen import arch as archs
 from sparsegen.codegen.tvm import cuda_source
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.tasks import AttendTask
 from sparsegen.patterns import Config
-from tests.compile.test_tiles_sm90_emulated import ARCH, LENGTHS, SMALL, check
+from tests.compile.test_tiles_sm90_emulated import LENGTHS, SMALL, check
 from tests.emulator import compile_source
 from tests.harness import batch
 
@@ -49,11 +50,13 @@ def diagonals(
     return o, o.lse
 
 
-# Chunks of one window, of half of it, and of two.
-CHUNKS = [
-    Knobs(groups=3, keys=64, stages=2, ahead=False),
-    Knobs(groups=2, keys=32, stages=3, ahead=False, joint=True),
-    Knobs(groups=2, keys=128, stages=2, queries=2, ahead=True),
+# Chunks of one window, of half of it, and of two; and pairs one by one.
+KERNELS: list[tuple[Any, Any, str]] = [
+    (attend_tiles_sm90, Knobs(groups=3, keys=64, stages=2, ahead=False), "sm_90"),
+    (attend_tiles_sm90, Knobs(groups=2, keys=32, stages=3, ahead=False, joint=True), "sm_90"),
+    (attend_tiles_sm90, Knobs(groups=2, keys=128, stages=2, queries=2, ahead=True), "sm_90"),
+    (attend_mma, attend_mma.Knobs(4, 2, 1, 1, 32, 1), "sm_80"),
+    (attend_mma, attend_mma.Knobs(2, 1, 2, 1, 64, 2), "sm_80"),
 ]
 
 
@@ -69,15 +72,16 @@ def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         plan = partition(program, Binding(dtype="bfloat16", sizes=sizes))
         task = next(t for t in plan.tasks if isinstance(t, AttendTask))
         path = folder / f"{number}.so"
-        source = cuda_source(attend_tiles_sm90.apply(task, CHUNKS[number], ARCH), ARCH)
-        compile_source(source, ARCH, path)
-        memory = attend_tiles_sm90.scratch(task, CHUNKS[number], ARCH)
+        schedule, knobs, name = KERNELS[number]
+        arch = archs.get(name)
+        compile_source(cuda_source(schedule.apply(task, knobs, arch), arch), arch, path)
+        memory = schedule.scratch(task, knobs, arch)
         return tvm_ffi.load_module(str(path))[task.name], [b for b, _ in memory]
 
     return compiled
 
 
-@pytest.mark.parametrize("number", range(len(CHUNKS)))
+@pytest.mark.parametrize("number", range(len(KERNELS)))
 @settings(max_examples=12, deadline=None)
 @given(
     lengths=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 300)), min_size=1, max_size=3),
