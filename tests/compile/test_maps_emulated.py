@@ -38,6 +38,22 @@ def test_diagonals_are_asked_of_maps(page: int) -> None:
 
 
 @sg.pattern
+def others(q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk E"], *, columns):
+    """Leave out the keys that the last queries favour."""
+    i, j = sg.index(q, k)
+    h = sg.head(q)
+    p = sg.score(q, k, norm="softmax", where=(j <= i) & (i >= i.stop - 5))
+    vertical = sg.select(sg.reduce(p, "sum", by=(h, j)), topk=columns)
+    return sg.attend(q, k, v, where=(j <= i) & ~vertical[h, j])
+
+
+def test_ranges_that_leave_out_what_is_listed() -> None:
+    config = Config("others", SMALL, {"columns": 7})
+    options = {"dtype": torch.bfloat16, "explicit": False}
+    check(batch(others, config, "ragged", [*LENGTHS, (129, 129)], **options))
+
+
+@sg.pattern
 def diagonals(
     q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"], *, columns, slashes
 ):

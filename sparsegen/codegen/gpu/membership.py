@@ -31,6 +31,7 @@ from sparsegen.codegen.tvm import (
     minimum,
     store,
 )
+from sparsegen.ir.axes import Named
 from sparsegen.ir.expr import Const, Expr, Member, Pos, Stop, apply, walk
 from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeySource, Rows
 
@@ -76,7 +77,12 @@ def members_of(task: AttendTask) -> list[Member]:
 def _steps(member: Member) -> bool:
     """Tell whether the next key asks for the next item, or for the one before."""
     last = member.keys[-1]
-    return is_slash(last) or (isinstance(last, Pos) and last.role == "key")
+    named = all(isinstance(p.axis, Named) for p in _positions(member))
+    return named and (is_slash(last) or (isinstance(last, Pos) and last.role == "key"))
+
+
+def _positions(member: Member) -> list[Pos]:
+    return [e for e in walk(member.keys[-1]) if isinstance(e, Pos)]
 
 
 def map_buffers(task: AttendTask) -> list[tuple[Buffer, Expr]]:
@@ -87,17 +93,15 @@ def map_buffers(task: AttendTask) -> list[tuple[Buffer, Expr]]:
             name=f"{task.name}_map_{n}", dtype="int32",
             shape=(prod(lists[member].groups), -1), rows=Rows(space="batch"),
         )  # fmt: skip
-        found.append((buffer, _words(task)))
+        found.append((buffer, _words(member)))
     return found
 
 
-def _words(task: AttendTask) -> Expr:
+def _words(member: Member) -> Expr:
     """Return the words of a map: its items are keys, or distances of queries from keys."""
-    where = [e for s in task.sources for e in walk(s.where) if isinstance(e, Pos)]
-    stops = dict.fromkeys(Stop(e.role, e.axis) for e in where)
     items: Expr = Const(0)
-    for stop in stops:
-        items = apply("max", items, stop)
+    for position in _positions(member):
+        items = apply("max", items, Stop(position.role, position.axis))
     return apply("add", apply("floordiv", items, Const(32)), Const(_SPARE))
 
 
@@ -123,7 +127,7 @@ class Maps:
         self, view: ThreadView, member: Member, query: Value, head: Value, key: Value
     ) -> Value:
         item = view.value(member.keys[-1], query, head, key)
-        near = minimum(maximum(item, const(-1, "int32")), self._items(view.sequence))
+        near = minimum(maximum(item, const(-1, "int32")), self._items(member, view.sequence))
         place = T.bind(near + WINDOW)
         at = self._base(view, member, head) + cast(place // 32 + 1, "int64")
         word = T.bind(T.reinterpret("uint32", load(self._flat(member), at)))
@@ -133,7 +137,7 @@ class Maps:
         self, view: ThreadView, member: Member, query: Value, head: Value, key: Value
     ) -> list[Value]:
         """Return two words: whether a list has the items of 64 keys, from `key` on."""
-        flat, size = self._flat(member), self._items(view.sequence)
+        flat, size = self._flat(member), self._items(member, view.sequence)
         item = view.value(member.keys[-1], query, head, key)
         down = is_slash(member.keys[-1])
         last = minimum(item, size + WINDOW)
@@ -164,8 +168,10 @@ class Maps:
         number = list_number(member, self.lists[member], view.sequence, view._env(head=head))
         return T.bind(number * self._words(member))
 
-    def _items(self, sequence: Sequence) -> Value:
+    def _items(self, member: Member, sequence: Sequence) -> Value:
         """Return how many items a map has: those of longer distances and further keys are none."""
+        if not is_slash(member.keys[-1]):
+            return sequence.n_k
         return T.bind(maximum(sequence.n_k, sequence.q_off + sequence.n_q))
 
     def _fill(self, member: Member) -> None:
@@ -174,7 +180,7 @@ class Maps:
         groups, flat = prod(lists.groups), self._flat(member)
         place = launch(arguments.batch * groups, _THREADS, entered=True)
         sequence = Sequence.at(arguments, T.bind(place.block // groups))
-        items = self._items(sequence)
+        items = self._items(member, sequence)
         base = T.bind(place.block * self._words(member))
         word = cell("int32", place.thread)
         with T.While(get(word) < items // 32 + _SPARE):
