@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import sparsegen as sg
 from schedules import attend_tiles_sm90
 from sparsegen import arch as archs
 from sparsegen import patterns
@@ -32,10 +33,21 @@ def tasks(name: str, config: int = 0, **options: Any) -> list[AttendTask]:
     return [t for t in partition(program, Binding(**binding)).tasks if isinstance(t, AttendTask)]
 
 
+@sg.pattern
+def either(q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"]):
+    """Attend to blocks that are good on the whole, and to those with one good key."""
+    i, j = sg.index(q, k)
+    h = sg.head(q) // q.group
+    p, by = sg.score(q, k, where=j <= i), (h, i, j // 64)
+    whole, one = (sg.select(sg.reduce(p, how, by=by), topk=4) for how in ("sum", "max"))
+    seen = whole[h, i, j // 64] | one[h, i, j // 64]
+    return sg.attend(q, k, v, where=(j <= i) & seen)
+
+
 @pytest.mark.parametrize(
     "name",
     ["alibi", "causal", "document", "full", "infllm_v2", "mla_prefill", "moba", "msa", "nsa",
-     "quest", "seer", "sliding_window", "softcap", "xattention"],
+     "quest", "seer", "sliding_window", "softcap", "vertical_slash", "xattention"],
 )  # fmt: skip
 def test_takes_published_shapes(name: str) -> None:
     for task in tasks(name):
@@ -50,7 +62,10 @@ def test_refuses_with_a_reason() -> None:
 
     assert "float32" in reason(tasks("causal", dtype="float32")[0])
     assert "at most 256" in reason(tasks("v4_hca")[0])
-    assert "several lists" in reason(tasks("vertical_slash")[0])
+    sizes = tuple(sorted({"Hq": 4, "Hk": 2, "D": 64}.items()))
+    plan = partition(either.trace(), Binding(dtype="bfloat16", sizes=sizes))
+    (both,) = (t for t in plan.tasks if isinstance(t, AttendTask))
+    assert "several lists" in reason(both)
     assert "4 keys of a listed block" in reason(tasks("qsa")[0])
     assert "pages of [20]" in reason(tasks("causal", layout="paged", page_size=20)[0])
     (task,) = tasks("causal")
