@@ -86,6 +86,10 @@ def accepts(task: AttendTask, arch: Arch) -> str | None:
             "tensor cores multiply 16-bit numbers, and every input is float32: pass "
             'dtype="bfloat16" or "float16"'
         )
+    # Lists are taken as they are where they have an item twice.
+    reason = _excluded(task, _least(task), arch)
+    if reason is not None:
+        return reason
     task = spread(task)
     for source in task.sources:
         for clause in source.clauses:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu.attend import AttendKernel, Tile
@@ -68,9 +70,8 @@ class MappedKernel:
 
 def counting_shape(asked: AttendTask, shape: Shape, shared: int) -> Shape:
     """Return a cut with the heads of `shape` that fits `shared` bytes of shared memory."""
-    for keys in (32, 16):
-        found = shape_of(asked, shape.row_warps, shape.tiles, 1, 1, keys, 1)
-        if shared_bytes(asked, found) <= shared:
-            break
-    assert found.heads == shape.heads
-    return found
+    least = shape_of(asked, shape.row_warps, shape.tiles, 1, 1, 16, 1)
+    assert least.heads == shape.heads
+    least = replace(least, keys=16 * least.columns)
+    double = replace(least, keys=2 * least.keys)
+    return double if shared_bytes(asked, double) <= shared else least
