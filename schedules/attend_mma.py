@@ -172,7 +172,7 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     maps, shape = tuple(b for b, _ in map_buffers(task)), _shape(task, knobs)
     with kernel(task, maps) as (builder, arguments):
         if maps:
-            MappedKernel(asked, task, shape, arguments, arch.shared_bytes).emit()
+            MappedKernel(asked, shape, arguments, arch.shared_bytes).emit()
         else:
             AttendKernel(task, shape, arguments).emit()
     return builder.get()

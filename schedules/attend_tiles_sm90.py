@@ -129,7 +129,7 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     cut = _cut(task, knobs, arch)
     buffers = tuple(b for b, _ in scratch_of(task, cut))
     with kernel(task, buffers) as (builder, arguments):
-        TiledKernel(asked, task, cut, arguments, arch.shared_bytes).emit()
+        TiledKernel(asked, cut, arguments, arch.shared_bytes).emit()
     return builder.get()
 
 

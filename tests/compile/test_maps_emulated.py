@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import tvm_ffi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,13 +16,12 @@ import sparsegen as sg
 from schedules import attend_mma, attend_tiles_sm90
 from schedules.attend_tiles_sm90 import Knobs
 from sparsegen import arch as archs
-from sparsegen.codegen.tvm import cuda_source
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.tasks import AttendTask
 from sparsegen.patterns import Config
 from tests.compile.test_tiles_sm90_emulated import LENGTHS, SMALL, check
-from tests.emulator import compile_source
+from tests.emulator import compile_task, unwritten
 from tests.harness import batch
 
 SLASH = Config("slash", SMALL, {"last": 5, "columns": 9, "slashes": 12, "first": 2, "recent": 3})
@@ -89,10 +87,7 @@ def attend(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
         task = next(t for t in plan.tasks if isinstance(t, AttendTask))
         path = folder / f"{number}.so"
         schedule, knobs, name = KERNELS[number]
-        arch = archs.get(name)
-        compile_source(cuda_source(schedule.apply(task, knobs, arch), arch), arch, path)
-        memory = schedule.scratch(task, knobs, arch)
-        return tvm_ffi.load_module(str(path))[task.name], [b for b, _ in memory]
+        return compile_task(schedule, task, knobs, archs.get(name), path)
 
     return compiled
 
@@ -135,13 +130,7 @@ def test_lists_of_diagonals(
         index[:] = index.gather(-1, order)
     out = torch.full((n_q, 4, 64), math.nan).bfloat16()
     lse = torch.full((n_q, 4), math.nan)
-    rest = []
-    for buffer in memory:
-        rows = {"none": (), "batch": (len(lengths),)}.get(
-            buffer.rows.space, (n_q // buffer.rows.block + 2 * len(lengths),)
-        )
-        shape = [64 if n == -1 else n for n in buffer.shape]
-        rest.append(torch.full((*rows, *shape), -1, dtype=torch.int32))
+    rest = unwritten(memory, n_q, len(lengths), 64)
     function(cu_q, cu_k, offset, vertical, slash, q, k, v, out, lse, *rest)
     for b, (t, s) in enumerate(lengths):
         keys = torch.arange(s)

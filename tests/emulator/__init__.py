@@ -17,11 +17,13 @@ from typing import Any
 from unittest import mock
 
 import torch
-from tvm_ffi import libinfo
+from tvm_ffi import libinfo, load_module
 
 from sparsegen.arch import Arch
 from sparsegen.codegen.gpu.build import Support, run
 from sparsegen.codegen.render import render
+from sparsegen.codegen.tvm import cuda_source
+from sparsegen.lowering.tasks import Buffer, Task
 from sparsegen.runtime import kernel
 from sparsegen.runtime.build import toolchain
 from sparsegen.runtime.standalone.gpu import Gpu
@@ -108,6 +110,26 @@ def compile_source(source: str, arch: Arch, path: Path, codes: Any = None) -> st
     """Do what `sparsegen.codegen.gpu.build.compile_source` does, for the emulator."""
     build(translate(source + render(Support())), path)
     return "emulator"
+
+
+def compile_task(schedule: Any, task: Task, knobs: Any, arch: Arch, path: Path) -> Any:
+    """Return the function of a task, and the buffers that its schedule takes beside those of it."""
+    compile_source(cuda_source(schedule.apply(task, knobs, arch), arch), arch, path)
+    buffers = [buffer for buffer, _ in schedule.scratch(task, knobs, arch)]
+    return load_module(str(path))[task.name], buffers
+
+
+def unwritten(
+    buffers: Sequence[Buffer], queries: int, batch: int, capacity: int
+) -> list[torch.Tensor]:
+    """Return memory for buffers of int32, whose extent -1 becomes `capacity`."""
+    found = []
+    for buffer in buffers:
+        blocks = queries // buffer.rows.block + 2 * batch
+        rows = {"none": (), "batch": (batch,), "query_block": (blocks,)}[buffer.rows.space]
+        shape = [capacity if n == -1 else n for n in buffer.shape]
+        found.append(torch.full((*rows, *shape), -1, dtype=torch.int32))
+    return found
 
 
 def _version() -> dict[str, str]:

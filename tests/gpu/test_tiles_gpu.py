@@ -35,6 +35,9 @@ CONFIGS = {
     "seer": Config("tiles", {**_SIZES, "g": 16}, {"B": 32, "n": 3}),
     "sliding_window": Config("tiles", {**_SIZES, "D": 64}, {"window": 70, "first": 3}),
     "softcap": Config("tiles", {**_SIZES, "D": 256, "E": 256}, {"cap": 0.5}),
+    "vertical_slash": Config(
+        "tiles", _SIZES, {"last": 5, "columns": 9, "slashes": 12, "first": 2, "recent": 3}
+    ),
     "xattention": Config("tiles", _SIZES, {"stride": 8, "B": 64, "mass": 0.7}),
 }
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from sparsegen.codegen.cpu.rows import Arguments, Sequence
-from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu.attend import AttendKernel, Tile
-from sparsegen.codegen.gpu.attend_cut import Shape, shape_of, shared_bytes
-from sparsegen.codegen.gpu.launch import Place, device, launch, sync
-from sparsegen.codegen.gpu.membership import Maps
+from sparsegen.codegen.gpu.attend_cut import Shape
+from sparsegen.codegen.gpu.launch import device, launch
+from sparsegen.codegen.gpu.membership import Maps, spread
+from sparsegen.codegen.gpu.repair import run_parts, small_shape
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import T, Value, const
 from sparsegen.lowering.tasks import AttendTask
@@ -19,16 +17,17 @@ class MappedKernel:
     """Emits the function of a task: maps, then tiles; those of lists with an item twice at last.
 
     asked  the task with its lists, which counts how often they have an item
-    task   the same, its lists spread
+    shape  of a tile of the task whose lists are spread
+    shared bytes of shared memory
     """
 
-    def __init__(
-        self, asked: AttendTask, task: AttendTask, shape: Shape, arguments: Arguments, shared: int
-    ) -> None:
-        self.task, self.shape, self.arguments = task, shape, arguments
-        self.maps = Maps(task, arguments)
-        self.fast = AttendKernel(task, shape, arguments, self.maps)
-        self.slow = AttendKernel(asked, counting_shape(asked, shape, shared), arguments)
+    def __init__(self, asked: AttendTask, shape: Shape, arguments: Arguments, shared: int) -> None:
+        self.task, self.arguments = spread(asked), arguments
+        self.maps = Maps(self.task, arguments)
+        self.fast = AttendKernel(self.task, shape, arguments, self.maps)
+        counting = small_shape(asked, shape.row_warps, shape.tiles, shared)
+        assert counting.heads == shape.heads
+        self.slow = AttendKernel(asked, counting, arguments)
 
     def emit(self) -> None:
         """Emit the launches."""
@@ -48,30 +47,10 @@ class MappedKernel:
             view = ThreadView(self.task, self.arguments, sequence, position, one)
             found = self.maps.twice(view, head)
             with T.If(found if twice else T.Not(found)), T.Then():
-                self._run(kernel, place, sequence, first, head)
+                if twice:
+                    tokens = self.fast.shape.tokens
+                    run_parts(kernel, place, sequence, first, head, tokens)
+                else:
+                    Tile(kernel, place, sequence, first, head).run()
 
         self.fast.each(place, tiles, body)
-
-    def _run(
-        self, kernel: AttendKernel, place: Place, sequence: Sequence, first: Value, head: Value
-    ) -> None:
-        """Emit a tile of the fast kernel, which the slow one takes in parts."""
-        if kernel is self.fast:
-            Tile(kernel, place, sequence, first, head).run()
-            return
-        token = cell("int32", const(0, "int32"))
-        with T.While(get(token) < self.shape.tokens):
-            begin = T.bind(first + get(token))
-            with T.If(begin < sequence.n_q), T.Then():
-                Tile(kernel, place, sequence, begin, head).run()
-            sync()
-            put(token, get(token) + kernel.shape.tokens)
-
-
-def counting_shape(asked: AttendTask, shape: Shape, shared: int) -> Shape:
-    """Return a cut with the heads of `shape` that fits `shared` bytes of shared memory."""
-    least = shape_of(asked, shape.row_warps, shape.tiles, 1, 1, 16, 1)
-    assert least.heads == shape.heads
-    least = replace(least, keys=16 * least.columns)
-    double = replace(least, keys=2 * least.keys)
-    return double if shared_bytes(asked, double) <= shared else least

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
-from sparsegen.codegen.gpu.launch import FULL, Place, across, sync
+from sparsegen.codegen.gpu.launch import FULL, Place, across, bit_of, sync
 from sparsegen.codegen.tvm import Memory, T, Value, cast, const, equal, load, store, tirx
 
 
@@ -84,7 +84,7 @@ class Block:
     def before(self, flags: tuple[Value, Value]) -> tuple[tuple[Value, Value], tuple[Value, Value]]:
         """Count two flags (bool) over the threads: those before this one, and all of them."""
         lane, warp, warps = self.place.lane, self.place.warp, self.threads // 32
-        mine, lower = [], T.bind(T.shift_left(const(1, "uint32"), cast(lane, "uint32")) - 1)
+        mine, lower = [], T.bind(bit_of(lane) - 1)
         sync()  # the cells may still be read
         for n, flag in enumerate(flags):
             votes = T.bind(T.cuda.ballot_sync(const(FULL, "uint32"), cast(flag, "int32")))

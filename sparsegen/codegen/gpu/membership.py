@@ -18,7 +18,7 @@ from sparsegen.codegen.cpu.lists import list_number, shared
 from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.select_task import is_slash
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.gpu.launch import atomic_or, bit_of, device, launch, sync
+from sparsegen.codegen.gpu.launch import Place, atomic_or, bit_of, device, launch, sync
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import (
     T,
@@ -39,11 +39,6 @@ WINDOW = 64  # keys that are answered for at once
 _FRONT = 1 + WINDOW // 32  # words before the bits
 _SPARE = _FRONT + 7  # and those after them: a window may start 64 items behind the last
 _THREADS = 256
-_BRIEF = """
-__device__ __forceinline__ unsigned sparsegen_bits(unsigned low, unsigned high, int shift) {
-  return (unsigned)((((unsigned long long)high << 32) | low) >> shift);
-}
-"""
 _REVERSED = """
 __device__ __forceinline__ unsigned sparsegen_reversed(unsigned x) { return __brev(x); }
 """
@@ -176,9 +171,14 @@ class Maps:
 
     def _fill(self, member: Member) -> None:
         """Mark what a list has; a block for each list."""
+        arguments, groups = self.arguments, prod(self.lists[member].groups)
+        place = launch(arguments.batch * groups, _THREADS, entered=True)
+        with T.If(place.block < arguments.batch * groups), T.Then():
+            self._mark(member, place)
+
+    def _mark(self, member: Member, place: Place) -> None:
         arguments, lists = self.arguments, self.lists[member]
         groups, flat = prod(lists.groups), self._flat(member)
-        place = launch(arguments.batch * groups, _THREADS, entered=True)
         sequence = Sequence.at(arguments, T.bind(place.block // groups))
         items = self._items(member, sequence)
         base = T.bind(place.block * self._words(member))
@@ -208,11 +208,11 @@ def seen(words: list[Value], key: int) -> Value:
 
 
 def _bits(low: Value, high: Value, shift: Value) -> Value:
-    return T.bind(
-        T.cuda.func_call(
-            "sparsegen_bits", low, high, shift, source_code=_BRIEF, return_type="uint32"
-        )
+    """Return the 32 bits of two words that lie behind `shift` of them."""
+    both = T.bitwise_or(
+        T.shift_left(cast(high, "uint64"), const(32, "uint64")), cast(low, "uint64")
     )
+    return T.bind(cast(T.shift_right(both, cast(shift, "uint64")), "uint32"))
 
 
 def _reversed(x: Value) -> Value:

@@ -22,7 +22,7 @@ from sparsegen.codegen.gpu import pipeline, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.launch import device
-from sparsegen.codegen.gpu.membership import Maps, members_of
+from sparsegen.codegen.gpu.membership import Maps, members_of, spread
 from sparsegen.codegen.gpu.repair import repair
 from sparsegen.codegen.gpu.ring import Ring
 from sparsegen.codegen.gpu.tiled_compute import Compute
@@ -48,10 +48,9 @@ from sparsegen.lowering.tasks import AttendTask, KeySource
 class TiledKernel:
     """Emits the function of one task into the current builder frame."""
 
-    def __init__(
-        self, asked: AttendTask, task: AttendTask, cut: Cut, arguments: Arguments, shared: int
-    ) -> None:
+    def __init__(self, asked: AttendTask, cut: Cut, arguments: Arguments, shared: int) -> None:
         self.asked, self.cut, self.arguments, self.shared = asked, cut, arguments, shared
+        task = spread(asked)
         found = dtype_of(task)
         assert found is not None
         self.dtype = found

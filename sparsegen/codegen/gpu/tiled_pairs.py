@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.gpu.launch import bit_of
 from sparsegen.codegen.gpu.membership import WINDOW, seen
 from sparsegen.codegen.gpu.tiled_cut import MASKED, clauses_of
-from sparsegen.codegen.tvm import T, Value, cast, const, equal, load, scratch, select, store
+from sparsegen.codegen.tvm import T, Value, const, equal, load, scratch, select, store
 from sparsegen.ir.expr import Expr, Member, Table, walk
 
 if TYPE_CHECKING:
@@ -31,8 +32,7 @@ def asked(task: AttendTask) -> list[int]:
         read = (e for e in walk(residual) if isinstance(e, Table | Member))
         return any(isinstance(e, Member) or tables[e.tensor.name].rows.paged for e in read)
 
-    found = enumerate(clauses_of(task))
-    return [n for n, (_, clause) in found if clause.keys is None and reads(clause.residual)]
+    return [n for n, (_, clause) in enumerate(clauses_of(task)) if reads(clause.residual)]
 
 
 class Pairs:
@@ -80,20 +80,15 @@ class Pairs:
             j = pin(chunk.starts[part] + (key + compute.lane % 4 * 2))
             inside = T.bind(T.And(j >= hull.lo, j < hull.hi))
             for half, (query, head) in enumerate(places):
-                seen = T.And(inside, compute.view.value(clause.residual, query, head, j))
+                visible = T.And(inside, compute.view.value(clause.residual, query, head, j))
                 word, first = divmod(half * self.each, 32)
-                bit = T.shift_left(const(1, "uint32"), cast(start + (n + first), "uint32"))
-                bit = select(seen, bit, const(0, "uint32"))
-                store(self.bits, T.bitwise_or(load(self.bits, word), bit), word)
+                self._note(visible, word, bit_of(start + (n + first)))
 
     def _look_up(self, number: int, chunk: Chunk) -> None:
         """Ask for all keys of a thread, whose answers are in windows of maps."""
-        compute, clause, maps = (
-            self.weights.compute,
-            self.kernel.clauses[number][1],
-            self.kernel.maps,
-        )
+        compute, maps = self.weights.compute, self.kernel.maps
         assert maps is not None
+        _, clause = self.kernel.clauses[number]
         hull = self.kernel.hull(compute.base, compute.group, number)
         for half in range(2):
             query, head = self.weights.position(half)
@@ -108,11 +103,11 @@ class Pairs:
                     found = {m: seen(w, key) for m, w in words.items()}
                     inside = T.And(j >= hull.lo, j < hull.hi)
                     value = compute.view.value(clause.residual, query, head, j, found)
-                    self._note(T.And(inside, value), half * self.each + part // 4 + n)
+                    word, bit = divmod(half * self.each + part // 4 + n, 32)
+                    self._note(T.And(inside, value), word, const(1 << bit, "uint32"))
 
-    def _note(self, visible: Value, place: int) -> None:
-        word, bit = divmod(place, 32)
-        found = select(visible, const(1 << bit, "uint32"), const(0, "uint32"))
+    def _note(self, visible: Value, word: int, bit: Value) -> None:
+        found = select(visible, bit, const(0, "uint32"))
         store(self.bits, T.bitwise_or(load(self.bits, word), found), word)
 
     def visible(self, half: int, key: int) -> Value:

@@ -170,7 +170,7 @@ class Union:
             self._count(begin, end, before, count)
 
         def write(n: Value, marked: Value, votes: Value) -> None:
-            lower = T.shift_left(const(1, "uint32"), cast(self.lane, "uint32")) - 1
+            lower = bit_of(self.lane) - 1
             place = pin(get(before) + _ones(T.bitwise_and(votes, lower)))
             with T.If(marked), T.Then():
                 at = T.bind(base + cast((place + 1) * each, "int64"))
