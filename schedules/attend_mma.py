@@ -21,7 +21,7 @@ from sparsegen.codegen.gpu.attend_cut import (
 )
 from sparsegen.codegen.gpu.attend_maps import MappedKernel
 from sparsegen.codegen.gpu.launch import FUNCTIONS, kernel
-from sparsegen.codegen.gpu.membership import map_buffers, spread
+from sparsegen.codegen.gpu.membership import map_buffers, members_of, spread
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import TRUE, Apply, BlockOf, Expr, Member, walk
 from sparsegen.lowering.space import Rejected
@@ -126,12 +126,12 @@ def _spills(task: AttendTask, knobs: Knobs, arch: Arch) -> bool:
     """Tell whether a cut is known to lack registers, though they are enough by their number.
 
     Compilers for GPUs after Hopper keep the addresses of copies in them, of each clause, and where
-    masks ask pair by pair.
+    masks ask pair by pair; those for all GPUs where pairs are asked of maps.
     """
     clauses = [c for s in task.sources for c in s.clauses]
     many = len(clauses) > 1 or any(c.residual != TRUE and not c.exact for c in clauses)
     after = "tma" in arch.features and "wgmma" not in arch.features
-    return after and many and short(task, _shape(task, knobs))
+    return ((after and many) or bool(members_of(task))) and short(task, _shape(task, knobs))
 
 
 def _resident(task: AttendTask, knobs: Knobs, arch: Arch) -> int:
