@@ -103,8 +103,6 @@ class Compute:
         if not self.cut.joint:
             # Values of the stage must not be asked for again before the last reader has them.
             kernel.values_ready.wait(self.at)
-            # Nor may one lane let go of it while another still polls its barrier.
-            ptx("bar.warp.sync", const(FULL, "uint32"))
         self._pass(self.lane)
         put(self.left, get(self.left) - 1)
 
@@ -219,6 +217,8 @@ class Compute:
         T.evaluate(T.cuda.mbarrier_wait(pointer, get(self.before_parity)))
 
     def _release(self, ring: Ring, stage: Value, lane: Value | None = None) -> None:
+        """Let go of a stage; one lane does, when all have read what was told about it."""
+        ptx("bar.warp.sync", const(FULL, "uint32"))
         with T.If((self.lane if lane is None else lane) < 1), T.Then():
             ring.arrive(stage)
 
