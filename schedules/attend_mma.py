@@ -22,6 +22,7 @@ from sparsegen.codegen.gpu.attend_cut import (
 from sparsegen.codegen.gpu.attend_maps import MappedKernel
 from sparsegen.codegen.gpu.launch import FUNCTIONS, kernel
 from sparsegen.codegen.gpu.membership import map_buffers, members_of, spread
+from sparsegen.codegen.gpu.spans import Spans, span_buffers
 from sparsegen.errors import CompileError
 from sparsegen.ir.expr import TRUE, Apply, BlockOf, Expr, Member, walk
 from sparsegen.lowering.space import Rejected
@@ -169,18 +170,22 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     reason = _excluded(task, knobs, arch)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
-    maps, shape = tuple(b for b, _ in map_buffers(task)), _shape(task, knobs)
-    with kernel(task, maps) as (builder, arguments):
-        if maps:
+    shape, spans = _shape(task, knobs), None
+    buffers = tuple(b for b, _ in scratch(task, knobs, arch))
+    with kernel(task, buffers) as (builder, arguments):
+        if map_buffers(task):
             MappedKernel(asked, shape, arguments, arch.shared_bytes).emit()
         else:
-            AttendKernel(task, shape, arguments).emit()
+            if buffers:
+                spans = Spans(task, arguments, shape.tokens, 1)
+            AttendKernel(task, shape, arguments, spans=spans).emit()
     return builder.get()
 
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
-    """Return the maps of lists that are spread."""
-    return tuple(map_buffers(spread(task)))
+    """Return the maps of lists that are spread, or what narrows ranges."""
+    task = spread(task)
+    return tuple(map_buffers(task) or span_buffers(task, _shape(task, knobs).tokens, 1))
 
 
 def _least(task: AttendTask) -> Knobs:

@@ -23,6 +23,7 @@ from sparsegen.plugins import discover
 from sparsegen.primitives import Compress, Project
 
 _PLUGINS = discover("sparsegen.patterns", "pattern")
+_DOCUMENTS = 16  # at most, of a packed sequence
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ def random_inputs(
         if only is not None and node.name not in only:
             made[node.name] = np.broadcast_to(np.zeros((), np.float32), shape)
         elif node.kind == "int":
-            made[node.name] = np.sort(rng.integers(0, 1 + shape[0] // 8, shape), 0).astype(np.int32)
+            count = min(1 + shape[0] // 8, _DOCUMENTS)
+            made[node.name] = np.sort(rng.integers(0, count, shape), 0).astype(np.int32)
         else:
             count = math.prod(shape)
             drawn = rng.standard_normal(min(count, distinct or count))

@@ -130,7 +130,7 @@ def test_lists_of_diagonals(
         index[:] = index.gather(-1, order)
     out = torch.full((n_q, 4, 64), math.nan).bfloat16()
     lse = torch.full((n_q, 4), math.nan)
-    rest = unwritten(memory, n_q, len(lengths), 64)
+    rest = unwritten(memory, n_q, n_k, len(lengths), 64)
     function(cu_q, cu_k, offset, vertical, slash, q, k, v, out, lse, *rest)
     for b, (t, s) in enumerate(lengths):
         keys = torch.arange(s)

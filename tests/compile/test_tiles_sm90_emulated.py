@@ -43,19 +43,19 @@ MOBA = Config("moba", SMALL, {"B": 16, "n": 4})
 WINDOW = Config("window", {**SMALL, "Hq": 4}, {"window": 40, "first": 2})
 
 
-def check(case: Case, scale: float = 1.0) -> None:
+def check(case: Case, scale: float = 1.0, target: str = "sm_90") -> None:
     """Compare with the reference, and calls with different numbers in unwritten memory."""
     first: list[torch.Tensor] = []
     for poison in (0xFF, 0x5A):
-        with emulated((9, 0)), guarded(poison) as untouched:
-            kernel = case.compile("sm_90")
+        with emulated((int(target[3]), 0)), guarded(poison) as untouched:
+            kernel = case.compile(target)
             got = listed(kernel(**case.inputs, **case.call))
             untouched()
         first = first or got
         for a, b in zip(first, got, strict=True):
             assert torch.equal(a.view(torch.uint8), b.view(torch.uint8))
     used = {s.name for n, s in kernel.schedules.items() if n.startswith("attend")}
-    assert used == {"attend_tiles_sm90"}
+    assert used == {"attend_tiles_sm90" if target == "sm_90" else "attend_mma"}
     verify(case, first, scale)
 
 
@@ -259,7 +259,7 @@ def test_lists_of_blocks(
     lists[1::7, :, 0] = 2**31 - 1
     out = torch.full((n_q, heads, dim), math.nan).bfloat16()
     lse = torch.full((n_q, heads), math.nan)
-    rest = unwritten(memory, n_q, len(lengths), 4096)
+    rest = unwritten(memory, n_q, 0, len(lengths), 4096)
     function(cu_q, cu_k, offset, lists, q, k, v, out, lse, *rest)
     group = heads // key_heads
     for b, (t, s) in enumerate(lengths):

@@ -120,13 +120,16 @@ def compile_task(schedule: Any, task: Task, knobs: Any, arch: Arch, path: Path) 
 
 
 def unwritten(
-    buffers: Sequence[Buffer], queries: int, batch: int, capacity: int
+    buffers: Sequence[Buffer], queries: int, keys: int, batch: int, capacity: int
 ) -> list[torch.Tensor]:
     """Return memory for buffers of int32, whose extent -1 becomes `capacity`."""
     found = []
     for buffer in buffers:
         blocks = queries // buffer.rows.block + 2 * batch
-        rows = {"none": (), "batch": (batch,), "query_block": (blocks,)}[buffer.rows.space]
+        stride = 1 if buffer.rows.entries is None else buffer.rows.entries.stride
+        entries = keys // stride + batch
+        spaces = {"none": (), "batch": (batch,), "query_block": (blocks,), "entry": (entries,)}
+        rows = spaces[buffer.rows.space]
         shape = [capacity if n == -1 else n for n in buffer.shape]
         found.append(torch.full((*rows, *shape), -1, dtype=torch.int32))
     return found

@@ -208,8 +208,8 @@ def find_tile(arguments: Arguments, tokens: int, index: Value) -> tuple[Sequence
     Tile t of sequence b has the index cu_q[b] // tokens + b + t, which leaves gaps but needs no
     work ahead of the kernel.
     """
-    number = find_sequence(arguments, lambda b: _first_tile(arguments, tokens, b), index)
-    local = index - _first_tile(arguments, tokens, number)
+    number = find_sequence(arguments, lambda b: first_tile(arguments, tokens, b), index)
+    local = index - first_tile(arguments, tokens, number)
     sequence = Sequence.at(arguments, number)
     return sequence, T.bind(cast(local * tokens, "int32"))
 
@@ -229,7 +229,8 @@ def find_sequence(arguments: Arguments, first: Callable[[Value], Value], index: 
     return T.bind(load(low, 0))
 
 
-def _first_tile(arguments: Arguments, tokens: int, number: Value) -> Value:
+def first_tile(arguments: Arguments, tokens: int, number: Value) -> Value:
+    """Return the index (int64) of the first tile of a sequence."""
     return cast(load(arguments.cu_q, number), "int64") // tokens + number
 
 

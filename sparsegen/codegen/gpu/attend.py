@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_tile
-from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
 from sparsegen.codegen.cpu.vec import LOG2E
 from sparsegen.codegen.gpu import mma
 from sparsegen.codegen.gpu.attend_cut import (
@@ -30,12 +30,13 @@ from sparsegen.codegen.gpu.attend_cut import (
     width_of,
 )
 from sparsegen.codegen.gpu.chunks import Chunks, Ring
-from sparsegen.codegen.gpu.launch import Place, launch, sync
+from sparsegen.codegen.gpu.launch import Place, device, launch, sync
 from sparsegen.codegen.gpu.masks import Mask
 from sparsegen.codegen.gpu.membership import Maps
 from sparsegen.codegen.gpu.mma import Panel
 from sparsegen.codegen.gpu.outputs import DOWNWARD, FAST, FINITE, UPWARD, Outputs, part_of
 from sparsegen.codegen.gpu.softmax import Exchange, Softmax
+from sparsegen.codegen.gpu.spans import Spans
 from sparsegen.codegen.gpu.tiles import Loader
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.tvm import (
@@ -57,9 +58,11 @@ class AttendKernel:
     """Emits the function of one task into the current builder frame."""
 
     def __init__(
-        self, task: AttendTask, shape: Shape, arguments: Arguments, maps: Maps | None = None
-    ) -> None:
-        self.task, self.shape, self.arguments, self.maps = task, shape, arguments, maps
+        self, task: AttendTask, shape: Shape, arguments: Arguments, maps: Maps | None = None,
+        spans: Spans | None = None,
+    ) -> None:  # fmt: skip
+        self.task, self.shape, self.arguments = task, shape, arguments
+        self.maps, self.spans = maps, spans
         found = dtype_of(task)
         assert found is not None
         self.dtype = found
@@ -75,10 +78,13 @@ class AttendKernel:
         self.rate = self.natural * LOG2E
 
     def emit(self) -> None:
-        """Emit the launch and the body."""
+        """Emit the launch and the body, after those that narrow ranges."""
         tiles = self.tiles()
-        place = launch(self.blocks(tiles), self.shape.threads)
-        self.each(place, tiles, lambda *tile: Tile(self, place, *tile).run())
+        if self.spans is not None:
+            self.spans.emit()
+        with device():
+            place = launch(self.blocks(tiles), self.shape.threads, entered=True)
+            self.each(place, tiles, lambda *tile: Tile(self, place, *tile).run())
 
     def tiles(self) -> Value:
         """Return an upper bound of the tiles of tokens (int64)."""
@@ -183,9 +189,9 @@ class Tile:
         with T.While(get(again) > 0):
             self._enter()
             self.softmax.clear()
-            for source in self.task.sources:
-                for clause in source.clauses:
-                    self._walk(source, clause)
+            clauses = ((s, c) for s in self.task.sources for c in s.clauses)
+            for n, (source, clause) in enumerate(clauses):
+                self._walk(source, clause, self._narrowed(n))
             self.softmax.finish()
             self._settle()
 
@@ -245,12 +251,22 @@ class Tile:
 
     # --- keys -----------------------------------------------------------------------------------
 
-    def _walk(self, source: KeySource, clause: Clause) -> None:
-        """Visit the chunks of a clause; copies of later ones go on meanwhile."""
+    def _narrowed(self, number: int) -> Bounds | None:
+        spans = self.kernel.spans
+        if spans is None or not spans.knows(number):
+            return None
+        return spans.bounds(self.sequence, self.first, 0, number)
+
+    def _walk(self, source: KeySource, clause: Clause, bounds: Bounds | None) -> None:
+        """Visit the chunks of a clause; copies of later ones go on meanwhile.
+
+        Args:
+            bounds: of a range, where they are known.
+        """
         shape = self.shape
         chunks = Chunks(
             self.view, source, clause, self.head, self.ring, shape.keys,
-            self.place.thread, shape.threads, self.ends, lean=self.kernel.short,
+            self.place.thread, shape.threads, self.ends, lean=self.kernel.short, bounds=bounds,
         )  # fmt: skip
         lead, head = ahead(self.task, shape.stages), pin(self.head // self.task.group)
         mask = Mask(self, source, clause, chunks)

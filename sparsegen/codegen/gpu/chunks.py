@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, pin, put
 from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.view import ThreadView
 from sparsegen.codegen.gpu.walk import finder
@@ -93,7 +93,7 @@ class Chunks:
 
     def __init__(
         self, view: ThreadView, source: KeySource, clause: Clause, head: Value, ring: Ring | None,
-        keys: int, thread: Value, threads: int, ends: Memory, *, lean: bool,
+        keys: int, thread: Value, threads: int, ends: Memory, *, lean: bool, bounds: Bounds | None,
     ) -> None:  # fmt: skip
         """Describe the chunks of a clause.
 
@@ -104,6 +104,7 @@ class Chunks:
             thread, threads: the number of this thread in the block, and how many there are.
             ends: shared int32 [2], to keep what is asked once a chunk out of registers.
             lean: registers are short.
+            bounds: of the keys; None: those of the hull.
         """
         self.clause, self.sequence, self.keys = clause, view.sequence, keys
         self.thread, self.threads = thread, threads
@@ -111,10 +112,12 @@ class Chunks:
         self.ring = ring if listed(source, clause) else None
         self.follow = clause.keys is None  # the keys of slots follow each other
         self.length = pin(view.sequence.count(source.k.rows))
-        self.bounds = view._hull(clause, self.length, view.i_min, view.symbols["i_max"])
+        if bounds is None:
+            bounds = view._hull(clause, self.length, view.i_min, view.symbols["i_max"])
+        self.bounds = bounds
         self._find, count = finder(view, clause, self.bounds, head)
         self.number = pin((count + (keys - 1)) // keys)
-        self._ends, self._lean, bounds = ends, lean, self.bounds
+        self._ends, self._lean = ends, lean
         whole = clause.residual == TRUE
         store(ends, bounds.lo if whole else bounds.sure_lo, 0)
         store(ends, bounds.hi if whole else minimum(bounds.sure_hi, bounds.hi), 1)

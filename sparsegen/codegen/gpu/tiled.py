@@ -25,6 +25,7 @@ from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.membership import Maps, members_of, spread
 from sparsegen.codegen.gpu.repair import repair
 from sparsegen.codegen.gpu.ring import Ring
+from sparsegen.codegen.gpu.spans import Spans, narrowed
 from sparsegen.codegen.gpu.tiled_compute import Compute
 from sparsegen.codegen.gpu.tiled_cut import (
     ENDS,
@@ -67,6 +68,9 @@ class TiledKernel:
         self.state, self.again = (arguments[buffers[n]].flat for n in ("state", "again"))
         self.united = arguments[buffers["united"]] if self.listed else None
         self.maps = Maps(self.task, arguments) if members_of(self.task) else None
+        self.spans = None
+        if narrowed(task):
+            self.spans = Spans(task, arguments, cut.tokens, cut.groups)
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
@@ -86,6 +90,8 @@ class TiledKernel:
         convert(self.arguments, self.copies, cut.blocks)
         if self.maps is not None:
             self.maps.emit()
+        if self.spans is not None:
+            self.spans.emit()
         with device():
             if self.listed:
                 Union(self).emit()

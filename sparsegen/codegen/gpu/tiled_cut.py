@@ -9,6 +9,7 @@ from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.membership import map_buffers
 from sparsegen.codegen.gpu.pipeline import GROUP
+from sparsegen.codegen.gpu.spans import span_buffers
 from sparsegen.codegen.gpu.tma import COLUMNS
 from sparsegen.codegen.tvm import Value, const
 from sparsegen.ir.expr import Const, Expr, Stop, apply, walk
@@ -120,7 +121,7 @@ def shared_bytes(task: AttendTask, cut: Cut) -> int:
 def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
     """Return the memory beside the buffers of the task.
 
-    That is counters, warp groups to repair, united lists, and copies of operands.
+    That is counters, warp groups to repair, united lists, maps, spans, and copies of operands.
     """
     rows = Rows(space="query_block", block=cut.all_tokens)
     groups = task.q.heads // cut.heads
@@ -137,6 +138,7 @@ def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
         lists = Buffer(name=f"{name}_united", dtype="int32", shape=shape, rows=rows)
         found.append((lists, list_words(task, cut)))
     found += map_buffers(task)
+    found += span_buffers(task, cut.tokens, cut.groups)
     dtype = dtype_of(task)
     assert dtype is not None
     copies = converted(task, dtype)[1]

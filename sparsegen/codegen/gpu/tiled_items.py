@@ -49,7 +49,10 @@ def look(kernel: TiledKernel, sequence: Sequence, first: Value, tile: Value, gro
         view, present = kernel.group_view(sequence, first, g)
         some = T.bind(present > 0)
         mine = []
-        for source, clause in kernel.clauses:
+        for n, (source, clause) in enumerate(kernel.clauses):
+            if kernel.spans is not None and kernel.spans.knows(n):
+                mine.append(kernel.spans.bounds(sequence, first, g, n))
+                continue
             length = T.bind(sequence.count(source.k.rows))
             last = T.bind(view.i_min + view.present - 1)
             found = view._hull(clause, length, view.i_min, last)

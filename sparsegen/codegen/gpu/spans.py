@@ -1,0 +1,273 @@
+"""Narrow ranges of keys by what integer tables say: documents, segments, starts and ends of rows.
+
+Of every 64 keys a launch notes the least and the greatest entry of each table. The next one does so
+for the tokens of each tile, and asks of all keys it might see, 64 at a time, whether some pair may
+be visible, and whether all must be. Attention then walks from the first such keys to the last, and
+masks nothing in a stretch whose pairs are all visible. Packed documents are walked one by one that
+way, whatever their number; ids out of order only cost time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from sparsegen.analysis.extremes import Ends, truth
+from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence, find_tile, first_tile
+from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
+from sparsegen.codegen.gpu.launch import across, device, launch
+from sparsegen.codegen.gpu.view import ThreadView
+from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum, select, store
+from sparsegen.ir.axes import Entries, Named
+from sparsegen.ir.expr import TRUE, Const, Expr, Pos, Symbol, Table, walk
+from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeySource, Rows
+
+_KEYS = 64  # that are asked of at once
+_WARPS = 8
+_ENDS = 4  # words of bounds
+_LAST = 2**31 - 1
+
+
+def narrowed(task: AttendTask) -> list[tuple[int, KeySource, Clause]]:
+    """Return the ranges that tables narrow, with the number of each among all clauses."""
+    clauses = [(s, c) for s in task.sources for c in s.clauses]
+    return [(n, s, c) for n, (s, c) in enumerate(clauses) if _narrows(s, c)]
+
+
+def _narrows(source: KeySource, clause: Clause) -> bool:
+    if clause.keys is not None or source.k.rows.space != "key":
+        return False
+    return bool(_tables([clause])) and truth(clause.residual, _leaf)[0] != TRUE
+
+
+def _tables(clauses: list[Clause]) -> list[Table]:
+    """Return the tables that are read at the position of a query or of a key."""
+    found = [e for c in clauses for e in walk(c.residual) if isinstance(e, Table)]
+    return [e for e in dict.fromkeys(found) if _leaf(e) is not None]
+
+
+def _leaf(expr: Expr) -> Ends | None:
+    """Name the ends of what has some at a tile and 64 keys."""
+    match expr:
+        case Pos("query", Named()):
+            return Ends(Symbol("i_min"), Symbol("i_max"))
+        case Pos("key", Named()):
+            return Ends(Symbol("j_min"), Symbol("j_max"))
+        case Table(tensor=tensor, index=(Pos(role, Named()),)) if tensor.kind == "int":
+            return Ends(*(Symbol(f"{end} {tensor.name} of {role}") for end in ("least", "most")))
+    return None
+
+
+def _at_keys(task: AttendTask) -> list[Table]:
+    tables = _tables([c for _, _, c in narrowed(task)])
+    return [t for t in tables if isinstance(t.index[0], Pos) and t.index[0].role == "key"]
+
+
+def span_buffers(task: AttendTask, tokens: int, groups: int) -> list[tuple[Buffer, Expr]]:
+    """Return the memory of the bounds of each tile, and of what is noted about keys.
+
+    Args:
+        tokens: of a group.
+        groups: that make a tile; each has bounds of its own.
+    """
+    count = len(narrowed(task))
+    if not count:
+        return []
+    entries = Entries(Named("keys"), _KEYS, _KEYS, partial=True)
+    keys, tiles = (
+        Rows(space="entry", entries=entries, role="key"),
+        Rows(space="query_block", block=tokens * groups),
+    )
+    hulls = Buffer(
+        name=f"{task.name}_hulls", dtype="int32", shape=(groups * count, _ENDS), rows=tiles
+    )
+    noted = Buffer(
+        name=f"{task.name}_noted", dtype="int32", shape=(max(len(_at_keys(task)), 1), 2), rows=keys
+    )
+    return [(hulls, Const(0)), (noted, Const(0))]
+
+
+class Spans:
+    """The bounds of the ranges that tables narrow, for each group of tokens of a tile."""
+
+    def __init__(self, task: AttendTask, arguments: Arguments, tokens: int, groups: int) -> None:
+        self.task, self.arguments, self.tokens, self.groups = task, arguments, tokens, groups
+        self.ranges, self.at_keys = narrowed(task), _at_keys(task)
+        hulls, noted = (buffer for buffer, _ in span_buffers(task, tokens, groups))
+        self.hulls, self.noted = arguments[hulls], arguments[noted]
+
+    def emit(self) -> None:
+        """Emit the launches."""
+        if self.at_keys:
+            with device():
+                self._note()
+        with device():
+            self._find()
+
+    def bounds(self, sequence: Sequence, first: Value, group: Value | int, number: int) -> Bounds:
+        """Return the keys of a clause that a group of the tile may see, from token `first` on."""
+        place = [n for n, _, _ in self.ranges].index(number)
+        base = self._base(sequence, first, group) + place * _ENDS
+        return Bounds(*(T.bind(load(self.hulls.flat, base + n)) for n in range(_ENDS)))
+
+    def knows(self, number: int) -> bool:
+        """Tell whether the clause of this number is narrowed."""
+        return any(n == number for n, _, _ in self.ranges)
+
+    def _base(self, sequence: Sequence, first: Value, group: Value | int) -> Value:
+        """Return where the bounds of a group start (int64)."""
+        size = self.tokens * self.groups
+        tile = first_tile(self.arguments, size, sequence.number) + cast(first // size, "int64")
+        return T.bind((tile * self.groups + group) * (len(self.ranges) * _ENDS))
+
+    def _warp(self, count: Value) -> tuple[Value, Value]:
+        """Launch a warp for each of so many things; return its number (int64) and the lane."""
+        place = launch((count + (_WARPS - 1)) // _WARPS, 32 * _WARPS, entered=True)
+        return T.bind(place.block * _WARPS + cast(place.warp, "int64")), T.bind(place.lane)
+
+    # --- keys -----------------------------------------------------------------------------------
+
+    def _note(self) -> None:
+        """Note the least and the greatest entry of each 64 keys."""
+        arguments, rows = self.arguments, self.noted.buffer.rows
+        number, lane = self._warp(self.noted.rows)
+
+        def first(b: Value) -> Value:
+            return cast(load(arguments.cu_k, b), "int64") // _KEYS + b
+
+        sequence = Sequence.at(arguments, find_sequence(arguments, first, number))
+        block = T.bind(cast(number - first(sequence.number), "int32"))
+        with T.If(block * _KEYS < sequence.n_k), T.Then():
+            view = ThreadView(self.task, arguments, sequence, sequence.q_off, const(1, "int32"))
+            base = T.bind(sequence.row(rows, block) * (len(self.at_keys) * 2))
+            for n, table in enumerate(self.at_keys):
+                last, values = T.bind(sequence.n_k - 1), []
+                for part in range(0, _KEYS, 32):
+                    j = minimum(block * _KEYS + (part + lane), last)
+                    values.append(_read(view, table, T.bind(j)))
+                ends = across(minimum(*values), minimum), across(maximum(*values), maximum)
+                with T.If(lane < 1), T.Then():
+                    for k, end in enumerate(ends):
+                        store(self.noted.flat, end, base + (2 * n + k))
+
+    # --- tiles ----------------------------------------------------------------------------------
+
+    def _find(self) -> None:
+        """Find the bounds of each group of each tile, a warp for each."""
+        arguments, size = self.arguments, self.tokens * self.groups
+        count = (arguments[self.task.o].rows // size + arguments.batch) * self.groups
+        number, lane = self._warp(count)
+        with T.If(number < count), T.Then():
+            sequence, first = find_tile(arguments, size, T.bind(number // self.groups))
+            with T.If(first < sequence.n_q), T.Then():
+                group = T.bind(cast(number % self.groups, "int32"))
+                begin = T.bind(first + group * self.tokens)
+                present = T.bind(minimum(sequence.n_q - begin, const(self.tokens, "int32")))
+                base = self._base(sequence, first, group)
+                for n in range(len(self.ranges)):
+                    at = T.bind(base + n * _ENDS)
+                    with T.If(present > 0):
+                        with T.Then():
+                            i_min = T.bind(sequence.q_off + begin)
+                            view = ThreadView(self.task, arguments, sequence, i_min, present)
+                            self._store(self._narrow(view, n, lane), at, lane)
+                        with T.Else():
+                            none = [const(x, "int32") for x in (0, 0, 0, -1)]
+                            self._store(Bounds(*none), at, lane)
+
+    def _store(self, bounds: Bounds, at: Value, lane: Value) -> None:
+        with T.If(lane < 1), T.Then():
+            for n, end in enumerate(bounds.ends):
+                store(self.hulls.flat, end, at + n)
+
+    def _narrow(self, view: ThreadView, number: int, lane: Value) -> Bounds:
+        """Return the bounds of a range for the tokens of a view."""
+        _, source, clause = self.ranges[number]
+        length = T.bind(view.sequence.count(source.k.rows))
+        hull = view._hull(clause, length, view.i_min, view.symbols["i_max"])
+        symbols = self._of_queries(view, clause, lane)
+        ask = partial(self._ask, view, clause, hull, symbols)
+        begin = T.bind(hull.lo // _KEYS)
+        lo, hi, sure = (cell("int32", const(n, "int32")) for n in (_LAST, 0, -1))
+
+        def each(body: Callable[[Value], None]) -> None:
+            block = cell("int32", begin + lane)
+            with T.While(get(block) * _KEYS < hull.hi):
+                body(T.bind(get(block)))
+                put(block, get(block) + 32)
+
+        def reach(block: Value) -> None:
+            may, must = ask(block)
+            with T.If(may), T.Then():
+                put(lo, minimum(get(lo), block * _KEYS))
+                put(hi, maximum(get(hi), (block + 1) * _KEYS))
+            with T.If(must), T.Then():
+                put(sure, maximum(get(sure), block))
+
+        each(reach)
+        last = across(get(sure), maximum)
+        gap = cell("int32", begin - 1)
+
+        def interrupt(block: Value) -> None:
+            _, must = ask(block)
+            with T.If(T.And(block < last, T.Not(must))), T.Then():
+                put(gap, maximum(get(gap), block))
+
+        # All pairs are visible from behind the last keys before them of which that is not so.
+        with T.If(last >= 0), T.Then():
+            each(interrupt)
+        after = across(get(gap), maximum)
+        end = T.bind(minimum(across(get(hi), maximum), hull.hi))
+        return Bounds(
+            T.bind(minimum(maximum(across(get(lo), minimum), hull.lo), end)),
+            end,
+            T.bind(maximum((after + 1) * _KEYS, hull.lo)),
+            T.bind(select(last >= 0, minimum((last + 1) * _KEYS, hull.hi), const(-1, "int32"))),
+        )
+
+    def _of_queries(self, view: ThreadView, clause: Clause, lane: Value) -> dict[str, Value]:
+        """Return the ends of the tables that are read at queries, by name."""
+        found: dict[str, Value] = {}
+        for table in _tables([clause]):
+            ends = _leaf(table)
+            if table in self.at_keys or ends is None:
+                continue
+            values = []
+            for part in range(0, self.tokens, 32):
+                token = minimum(part + lane, view.present - 1)
+                values.append(_read(view, table, T.bind(view.i_min + token)))
+            low = high = values[0]
+            for x in values[1:]:
+                low, high = minimum(low, x), maximum(high, x)
+            found |= _named(ends, across(low, minimum), across(high, maximum))
+        return found
+
+    def _ask(
+        self, view: ThreadView, clause: Clause, hull: Bounds, symbols: dict[str, Value],
+        block: Value,
+    ) -> tuple[Value, Value]:  # fmt: skip
+        """Tell whether some pair of a tile and 64 keys may be visible, and whether all must."""
+        known = dict(symbols)
+        known["j_min"] = T.bind(maximum(block * _KEYS, hull.lo))
+        known["j_max"] = T.bind(minimum(block * _KEYS + (_KEYS - 1), hull.hi - 1))
+        row = view.sequence.row(self.noted.buffer.rows, block)
+        base = T.bind(row * (len(self.at_keys) * 2))
+        for n, table in enumerate(self.at_keys):
+            ends = _leaf(table)
+            assert ends is not None
+            low, high = (T.bind(load(self.noted.flat, base + (2 * n + k))) for k in range(2))
+            known |= _named(ends, low, high)
+        zero = const(0, "int32")
+        may, must = truth(clause.residual, _leaf)
+        return tuple(view.value(e, zero, zero, zero, **known) for e in (may, must))
+
+
+def _named(ends: Ends, low: Value, high: Value) -> dict[str, Value]:
+    assert isinstance(ends.lo, Symbol)
+    assert isinstance(ends.hi, Symbol)
+    return {ends.lo.name: low, ends.hi.name: high}
+
+
+def _read(view: ThreadView, table: Table, position: Value) -> Value:
+    """Read a table at a position of a query or a key."""
+    return view.value(table, position, const(0, "int32"), position)
