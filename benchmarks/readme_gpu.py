@@ -16,7 +16,7 @@ SHOWN = (
     "W1 h128 8k", "W1 h128 128k", "W1 h64 8k", "W1 h16 8k",
     "W3 h128 b128 8k", "W3 h16 b128 8k",
     "W6 selected 32k random", "W6 selected 32k clustered", "W6 compressed 32k", "W6 window 32k",
-    "W8 8k",
+    "W8 8k", "packed 32k",
 )  # fmt: skip
 LEFT, SPAN, TOP, STEP = 270, 400, 68, 36  # of the plot: bars start, 100%, first bar, next one
 
@@ -36,6 +36,8 @@ def described(row: Mapping[str, Any]) -> str:
             return f"NSA compressed, {short(queries)} tokens{entries}"
         case "window":
             return f"NSA window of {shape['window']}, {short(queries)} tokens"
+        case "packed":
+            return f"packed documents, {short(queries)} tokens"
         case "causal" if shape["page"]:
             return f"MLA decode, {heads}, {row['batch']} x {short(keys)} keys"
     return f"MLA prefill, {heads}, {short(queries)} tokens"

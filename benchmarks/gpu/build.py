@@ -193,6 +193,7 @@ def _arguments(task: AttendTask) -> Iterator[dict[str, Any]]:
     if task.lse is not None:
         parts[task.lse.name] = "lse"
     parts |= {lists.buffer.name: "list" for _, lists in task.lists}
+    parts |= {buffer.name: "doc" for _, buffer in task.tables}
     # Values that are the first elements of the keys come with them.
     for part, operand in (("v", source.v), ("k", source.k), ("q", task.q)):
         parts |= {p.buffer.name: part for p in operand.parts}

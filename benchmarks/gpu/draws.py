@@ -31,6 +31,15 @@ def token_lists(
     return out
 
 
+def documents(keys: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the document of each key, [keys] int32, ascending: of about a thousand keys each."""
+    count = keys // 1024 + 2
+    # Their ends lie anywhere, so that some are short.
+    ends = torch.randint(keys + 1, (count - 1,), generator=generator, device=generator.device)
+    position = torch.arange(keys, device=generator.device)
+    return torch.searchsorted(ends.sort().values, position, right=True).int()
+
+
 def block_lists(
     queries: int, keys: int, heads: int, topk: int, block: int, draw: str,
     generator: torch.Generator,

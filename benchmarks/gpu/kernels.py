@@ -149,6 +149,8 @@ class Call:
                 given[part] = given[part].unflatten(0, (-1, shape.page))
         if problem.list is not None:
             given["list"] = problem.list
+        if problem.doc is not None:
+            given["doc"] = problem.doc
         self.function = kernel.function
         self.arguments = [*metadata, *kernel.bind(given, self.scratch)]
 

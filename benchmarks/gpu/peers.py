@@ -19,6 +19,8 @@ from benchmarks.gpu.problem import Problem
 
 # Launches a kernel and returns something; what follows makes outputs [rows, heads, d_v] of it.
 Peer = tuple[Callable[[], Any], Callable[[Any], Tensor]]
+# Whether a batch, a head, a query and a key meet.
+Visible = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class AbsentError(Exception):
@@ -45,7 +47,9 @@ def peers(problem: Problem) -> Iterator[tuple[str, Callable[[], Peer]]]:
         case "entries":
             yield "native-sparse-attention", lambda: _nsa_compressed(problem)
         case "window":
-            yield "FlexAttention", lambda: _flex_window(problem)
+            yield "FlexAttention", lambda: _flex(problem, _in_window(problem))
+        case "packed":
+            yield "FlexAttention", lambda: _flex(problem, _same_document(problem))
 
 
 def _installed(package: str) -> None:
@@ -163,15 +167,30 @@ def _fla_selected(p: Problem) -> Peer:
     )
 
 
-def _flex_window(p: Problem) -> Peer:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    q, k, v = (x.transpose(0, 1)[None].contiguous() for x in (p.q, p.k, p.v))
+def _in_window(p: Problem) -> Visible:
     last = p.shape.window
 
     def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (i >= j) & (i - j < last)
 
+    return visible
+
+
+def _same_document(p: Problem) -> Visible:
+    doc = p.doc
+    assert doc is not None
+
+    def visible(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (i >= j) & (doc[i] == doc[j])
+
+    return visible
+
+
+def _flex(p: Problem, visible: Visible) -> Peer:
+    """Call FlexAttention; the blocks that it visits were found beforehand."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    q, k, v = (x.transpose(0, 1)[None].contiguous() for x in (p.q, p.k, p.v))
     n = p.rows
     mask = create_block_mask(visible, None, None, n, n, device="cuda")
     compiled = torch.compile(flex_attention, dynamic=False)

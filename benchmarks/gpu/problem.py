@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.draws import block_lists, token_lists
+from benchmarks.gpu.draws import block_lists, documents, token_lists
 from benchmarks.gpu.workload import Shape, Workload
 
 
@@ -50,6 +50,10 @@ class Problem:
             else self._random(rows, shape.kv_heads, shape.d_v).to(kind)
         )
         self.list = self._lists(draw)
+        self.doc: Tensor | None = None
+        if shape.kind == "packed":
+            each = [documents(s, self.generator) for _, s in self.lengths]
+            self.doc = torch.cat(each)
 
     @staticmethod
     def of(shape: Shape, workload: Workload, device: str = "cuda") -> Problem:
@@ -127,6 +131,11 @@ class Problem:
                 return place[: max(0, complete)]
             case "window":
                 return place[max(0, i + 1 - shape.window) : last]
+            case "packed" if len(place):
+                assert self.doc is not None
+                # A table ends where the sequence does: queries behind it see its last document.
+                doc = self.doc[place]
+                return place[:last][doc[:last] == doc[min(max(i, 0), len(place) - 1)]]
         return place[:last]
 
     @property
@@ -158,6 +167,11 @@ class Problem:
                 case "window":
                     count = (last - (i + 1 - shape.window).clamp_min(0)).clamp_min(0).sum()
                     count = count * shape.heads
+                case "packed" if len(place):
+                    assert self.doc is not None
+                    doc = self.doc[place]
+                    first = torch.searchsorted(doc, doc[i.clamp(0, len(place) - 1)])
+                    count = (last - first).clamp_min(0).sum() * shape.heads
                 case _:
                     count = last.sum() * shape.heads
             total += float(count)
@@ -175,7 +189,7 @@ class Problem:
         keys = sum(map(len, self.places)) * shape.kv_heads
         dims = shape.d_qk + (0 if shape.shared else shape.d_v)
         out = self.rows * shape.heads * (shape.d_v * self.q.element_size() + 4)
-        lists = 0 if self.list is None else self.list.numel() * 4
+        lists = sum(x.numel() * 4 for x in (self.list, self.doc) if x is not None)
         inputs = self.q.numel() * self.q.element_size() + keys * dims * self.k.element_size()
         return float(inputs + lists + out)
 

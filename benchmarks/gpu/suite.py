@@ -15,7 +15,7 @@ from sparsegen.lowering.plan import Plan
 
 # Axis declarations are no types.
 # mypy: ignore-errors
-# ruff: noqa: F722
+# ruff: noqa: F722, F821, UP037
 
 PAGE = 64
 
@@ -80,6 +80,14 @@ def causal(q: "T Hq D", k: "S Hk D", v: "S Hk E"):
     return o, o.lse
 
 
+@sg.pattern
+def packed(q: "T Hq D", k: "S Hk D", v: "S Hk E", doc: sg.Tensor["S", "int"]):
+    """Attend to the past of the same document."""
+    i, j = sg.index(q, k)
+    o = sg.attend(q, k, v, where=(j <= i) & (doc[i] == doc[j]))
+    return o, o.lse
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A kernel to compile: the program whose attend task it is, and how it is bound."""
@@ -117,6 +125,8 @@ def of(shape: Shape) -> Kernel:
             return Kernel(shape, (pooled if shape.pooled else entries).trace(**windows))
         case "window":
             return Kernel(shape, window.trace(W=shape.window))
+        case "packed":
+            return Kernel(shape, packed.trace())
         case "causal" if shape.shared:
             return Kernel(shape, latent.trace(d_v=shape.d_v))
         case "causal":
@@ -135,6 +145,7 @@ _DSA = _sizes("dsa", "deepseek-v3.2")
 # The heads of fla's port with the constants of the paper, which peers measure.
 _NSA = _sizes("nsa", "fla") | dict(patterns.load("nsa").trace().hyper)
 _MLA = _sizes("mla_prefill", "deepseek-v3")
+_PACKED = _sizes("document", "llama-3-8b-packed")
 _V3, _LITE = (_sizes("mla_decode", name) for name in ("deepseek-v3", "deepseek-v2-lite"))
 
 _GROUPED = {
@@ -171,6 +182,10 @@ SHAPES = {
     "entries": _compressed(pooled=False),
     "pooled": _compressed(pooled=True),
     "window": Shape(kind="window", window=_NSA["W"], **_GROUPED),
+    "packed": Shape(
+        kind="packed", heads=_PACKED["Hq"], kv_heads=_PACKED["Hk"], d_qk=_PACKED["D"],
+        d_v=_PACKED["E"],
+    ),
     "prefill": Shape(
         kind="causal", heads=_MLA["H"], kv_heads=_MLA["H"], d_qk=_MLA["n"] + _MLA["r"],
         d_v=_MLA["v"],
@@ -214,4 +229,8 @@ WORKLOADS = (
     ),
     *(w for n in (8, 32, 64) for w in _branches(n)),
     Workload(name="W8 8k", kernel="prefill", queries=8192, keys=8192),
+    *(
+        Workload(name=f"packed {n}k", kernel="packed", queries=n * 1024, keys=n * 1024)
+        for n in (8, 32)
+    ),
 )

@@ -17,6 +17,7 @@ class Shape:
             entries  keys that each stand for `width` tokens every `stride`, seen once complete
             window   the last `window` keys
             causal   all keys up to the query
+            packed   those of them that are of the same document
     shared  values are the first elements of the keys
     pooled  of entries: they lie as a compress task leaves them
     page    keys of a page; 0: keys lie in a row

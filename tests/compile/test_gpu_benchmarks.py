@@ -28,6 +28,7 @@ WORKLOADS = [
     Workload(name="W6 compressed", kernel="entries", queries=301, keys=74),
     Workload(name="W6 pooled", kernel="pooled", queries=301, keys=301),
     Workload(name="W6 window", kernel="window", queries=301, keys=301),
+    Workload(name="packed", kernel="packed", queries=301, keys=301),
     Workload(name="W8", kernel="prefill", queries=130, keys=130),
 ]
 VARIANTS = [

@@ -12,7 +12,7 @@ import torch
 from benchmarks import profile_gpu, readme_gpu
 from benchmarks.gpu import build, kernels, measure, suite
 from benchmarks.gpu.build import Variant
-from benchmarks.gpu.draws import block_lists, token_lists
+from benchmarks.gpu.draws import block_lists, documents, token_lists
 from benchmarks.gpu.kernels import Kernel
 from benchmarks.gpu.problem import Problem
 from benchmarks.gpu.workload import Workload, chosen
@@ -28,6 +28,7 @@ SMALL = {
     "entries": replace(suite.SHAPES["entries"], width=8, stride=4, **GROUPED),
     "pooled": replace(suite.SHAPES["pooled"], width=8, stride=4, **GROUPED),
     "window": replace(suite.SHAPES["window"], window=13, **GROUPED),
+    "packed": replace(suite.SHAPES["packed"], **GROUPED),
     "prefill": replace(suite.SHAPES["prefill"], **GROUPED),
 }
 
@@ -62,6 +63,12 @@ def test_lists_of_tokens() -> None:
         first = 0 if draw == "start" else 92
         assert [len({x for x in row if x >= 0}) for row in lists.tolist()] == counts
         assert all(max(row) <= first + t for t, row in enumerate(lists.tolist()))
+
+
+def test_documents_of_about_a_thousand_keys_lie_in_a_row() -> None:
+    found = documents(32768, torch.Generator().manual_seed(0))
+    assert found.diff().min() >= 0
+    assert 25 < len(found.unique()) <= 34
 
 
 def test_neighbours_share_nine_of_ten_blocks_where_they_are_clustered() -> None:
