@@ -185,7 +185,7 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
             isinstance(e, Table | Member) for _, c in clauses_of(task) for e in walk(c.residual)
         ):
             # Predicates read tables and maps through L1, to which shared memory leaves room.
-            wanted.insert(0, replace(small, stages=2, resident=0))
+            wanted.insert(0, replace(small, stages=2))
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]
     for knobs in wanted:
         excluded = _excluded(task, knobs, arch)
