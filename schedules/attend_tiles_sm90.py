@@ -8,7 +8,7 @@ from math import gcd
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu import convert, tma
+from sparsegen.codegen.gpu import cluster, convert, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.membership import members_of, spread
@@ -51,6 +51,7 @@ class Knobs:
     ahead     scores of the next chunk are computed beside the sums of this one
     patience  sums are left as they are until a maximum grows by more powers of two
     joint     keys and values of a chunk arrive, and are given back, at once
+    cluster   two blocks unite the lists of twice as many tokens, and load chunks for each other
     """
 
     groups: int = 2
@@ -61,6 +62,7 @@ class Knobs:
     ahead: bool = True
     patience: int = 6
     joint: bool = False
+    cluster: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -98,6 +100,7 @@ def default(task: AttendTask, arch: Arch) -> Knobs:
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first, task = default(task, arch), spread(task)
+    found = key_list(task)
     yield first
     for groups in (2, 3):
         for keys in sorted({first.keys, 64, 128}):
@@ -105,9 +108,10 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
                 for queries, resident, ahead in _MANNERS:
                     for joint in (False, True):
                         knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)
-                        if knobs != first:
-                            reason = _excluded(task, knobs, arch)
-                            yield knobs if reason is None else Rejected(asdict(knobs), reason)
+                        for cut in (knobs, replace(knobs, cluster=True)):
+                            if cut != first and (found or not cut.cluster):
+                                reason = _excluded(task, cut, arch)
+                                yield cut if reason is None else Rejected(asdict(cut), reason)
 
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
@@ -199,16 +203,20 @@ def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     heads, tokens = rows_of(task)
     compute, copy = _REGISTERS[knobs.groups]
     block, box = _pieces(task, knobs.keys)
-    # The thread that feeds keeps more hulls, or each lane a box and who sees it.
-    several, listed = len(clauses_of(task)) > 1, block < knobs.keys and not knobs.resident
-    if knobs.groups == 3 and (several or listed):
+    # The thread that feeds keeps more hulls, who its block is, or each lane a box and who sees it.
+    several = len(clauses_of(task)) > 1
+    more = (block < knobs.keys or knobs.cluster) and not knobs.resident
+    if knobs.groups == 3 and (several or more):
         compute, copy = compute - 8, copy + 24
     elif knobs.groups < 3 and box < knobs.keys:
         compute, copy = compute - 8, copy + 16
+    blocks = arch.cores or 1
+    if knobs.cluster:
+        blocks += blocks % cluster.SIZE
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, block, box, knobs.stages, knobs.queries,
-        knobs.resident, knobs.ahead,
-        knobs.patience, knobs.joint, compute, copy, arch.cores or 1,
+        knobs.resident, knobs.ahead, knobs.patience, knobs.joint, knobs.cluster,
+        compute, copy, blocks,
     )  # fmt: skip
 
 
@@ -236,6 +244,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         pages = sorted(_pages(task))
         return f"pages of {pages} keys and chunks of {knobs.keys} are no multiples of {tma.REPEAT}"
     cut = _cut(task, knobs, arch)
+    if knobs.cluster and (len(clauses_of(task)) > 1 or cut.boxes > 1 or cut.all_tokens > 32):
+        return "blocks in clusters: several clauses, several boxes of a chunk, or over 32 tokens"
     used = shared_bytes(task, cut)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
+from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
@@ -67,7 +68,9 @@ class Feed:
         self.alone = self.cut.boxes == 1
         self.early = self._count_early()
         # The box of this lane; lanes beyond the boxes do what the first ones do, but load nothing.
-        self.box = self.block = const(0, "int32")
+        self.box = self.block = self.before = const(0, "int32")
+        if kernel.rank is not None:
+            self.before = T.bind(kernel.rank * (self.cut.groups * self.cut.tokens))
         if not self.alone:
             self.box = T.bind(kernel.lane % self.cut.boxes)
         if self.cut.parts > 1:
@@ -75,11 +78,12 @@ class Feed:
 
     def run(self) -> None:
         """Emit the loop over items."""
-        kernel = self.kernel
-        item = cell("int32", self._next())
+        kernel, cut = self.kernel, self.cut
+        # Blocks of a cluster need not agree upon their next item.
+        item = cell("int32", T.bind(kernel.block // cluster.SIZE) if cut.cluster else self._next())
         with T.While(get(item) < cast(kernel.items, "int32")):
             self._take(T.bind(cast(get(item), "int64")))
-            put(item, self._next())
+            put(item, get(item) + cut.blocks // cluster.SIZE if cut.cluster else self._next())
         kernel.item_free.wait_before(self.item_at)
         with self._lanes(1):
             store(kernel.info, const(0, "int32"), self._base())
@@ -166,7 +170,8 @@ class Feed:
         kernel.item_ready.expect(stage, query_bytes(item, self.queries, panels))
         to = stage * (cut.groups * query_elements(kernel.task, cut))
         barrier = kernel.item_ready.pointer(stage)
-        load_queries(item, self.queries, panels, cut.tokens, kernel.queries, to, barrier)
+        near = cut.tokens, self.before
+        load_queries(item, self.queries, panels, *near, kernel.queries, to, barrier)
 
     def _send_resident(self, item: Item) -> None:
         """Send the queries that stay in registers, in the place of a chunk."""
@@ -185,7 +190,8 @@ class Feed:
                 kernel.values_ready.arrive(at.stage)
         with self._lanes(1):
             to, barrier = T.bind(at.stage * kernel.stage), kernel.keys_ready.pointer(at.stage)
-            load_queries(item, self.queries, panels, cut.tokens, kernel.chunks, to, barrier)
+            near = cut.tokens, self.before
+            load_queries(item, self.queries, panels, *near, kernel.chunks, to, barrier)
         at.advance()
 
     # --- chunks ---------------------------------------------------------------------------------
@@ -301,11 +307,11 @@ class Feed:
         if cut.joint:
             sizes = keys.bytes + values.bytes, 0
         first = T.bind(at.stage * kernel.stage)
-        self._load(keys, first, kernel.keys_ready, sizes[0], row, key_head)
+        self._load(keys, first, kernel.keys_ready, sizes[0], row, key_head, 0)
         if not cut.joint:
             self._wait(kernel.values_free, at)
         first = first + cut.keys * keys.operand.dim
-        self._load(values, first, kernel.values_ready, sizes[1], row, key_head)
+        self._load(values, first, kernel.values_ready, sizes[1], row, key_head, 1)
         at.advance()
 
     def _boxes(
@@ -321,11 +327,12 @@ class Feed:
 
     def _load(
         self, source: Source, first: Value, ready: Ring, size: int,
-        row: Callable[[Rows], Value], head: Value,
+        row: Callable[[Rows], Value], head: Value, loader: int,
     ) -> None:  # fmt: skip
         """Start to load the keys or values of a chunk, each lane its box.
 
         Args:
+            loader: the block of a cluster that does so for both.
             size: the bytes of a box, and of what else arrives there; 0: they are expected already.
         """
         cut, stage = self.cut, self.at.stage
@@ -334,7 +341,13 @@ class Feed:
         with self._lanes(self.cut.boxes):
             if size:
                 ready.expect(stage, size)
-            source.load(self.kernel.chunks, first, ready.pointer(stage), row, head)
+            to = self.kernel.chunks, first, ready.pointer(stage), row, head
+            rank = self.kernel.rank
+            if rank is None:
+                source.load(*to)
+            else:
+                with T.If(equal(rank, const(loader, "int32"))), T.Then():
+                    source.load(*to, both=True)
 
     def _together(self, status: Value) -> Value:
         """Return what to do with a chunk, from what lanes say of its blocks.
@@ -357,7 +370,10 @@ class Feed:
                 bits = T.bitwise_or(bits, load(words, 1 + word))
             if not each:
                 mask = (2**self.cut.tokens - 1) << g * self.cut.tokens
-                bits = T.bitwise_and(load(words, 1), const(_signed(mask), "int32"))
+                mine = load(words, 1)
+                if self.kernel.rank is not None:
+                    mine = T.shift_right(mine, self.before)
+                bits = T.bitwise_and(mine, const(_signed(mask), "int32"))
             wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
         some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
         return T.bind(select(wanted, some, const(SKIP, "int32")))
