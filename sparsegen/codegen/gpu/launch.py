@@ -124,3 +124,8 @@ def atomic_or(pointer: Value, bits: Value) -> Value:
 def bit_of(place: Value) -> Value:
     """Return the word (uint32) with one bit, 0 to 31; TVM takes a signed one to be positive."""
     return T.bind(T.shift_left(const(1, "uint32"), cast(place, "uint32")))
+
+
+def signed(bits: int) -> int:
+    """Return the int32 with these 32 bits."""
+    return bits - 2**32 if bits >= 2**31 else bits

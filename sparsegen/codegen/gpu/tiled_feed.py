@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu import cluster
-from sparsegen.codegen.gpu.launch import FULL, across
+from sparsegen.codegen.gpu.launch import FULL, across, signed
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import (
@@ -33,6 +33,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
 from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, query_bytes, tell
 from sparsegen.codegen.gpu.tiled_weights import uniform
 from sparsegen.codegen.gpu.tma import COLUMNS, Source
+from sparsegen.codegen.gpu.union import listed_by
 from sparsegen.codegen.tvm import (
     Memory,
     T,
@@ -294,6 +295,11 @@ class Feed:
         status = T.bind(status)
         if cut.parts > 1 and words is not None:
             status = self._together(status)
+        if kernel.rank is not None:
+            assert words is not None
+            tokens = self.cut.groups * self.cut.tokens
+            first = self.before, tokens - self.before
+            self.ours, self.theirs = (listed_by(load(words, 1), n, tokens) for n in first)
         self._wait(kernel.keys_free, at)
         meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
         origin = j - self.block * cut.block if words is not None else j
@@ -335,19 +341,29 @@ class Feed:
             loader: the block of a cluster that does so for both.
             size: the bytes of a box, and of what else arrives there; 0: they are expected already.
         """
-        cut, stage = self.cut, self.at.stage
+        cut, stage, rank = self.cut, self.at.stage, self.kernel.rank
         if not self.alone:
             first = first + self.box * (cut.box * COLUMNS)
-        with self._lanes(self.cut.boxes):
-            if size:
-                ready.expect(stage, size)
-            to = self.kernel.chunks, first, ready.pointer(stage), row, head
-            rank = self.kernel.rank
-            if rank is None:
+        to = self.kernel.chunks, first, ready.pointer(stage), row, head
+        if rank is None:
+            with self._lanes(self.cut.boxes):
+                if size:
+                    ready.expect(stage, size)
                 source.load(*to)
-            else:
-                with T.If(equal(rank, const(loader, "int32"))), T.Then():
-                    source.load(*to, both=True)
+            return
+        # What one block alone sees passes the other one by.
+        with T.If(self.ours):
+            with T.Then():
+                if size:
+                    ready.expect(stage, size)
+                with T.If(self.theirs):
+                    with T.Then(), T.If(equal(rank, const(loader, "int32"))), T.Then():
+                        source.load(*to, both=True)
+                    with T.Else():
+                        source.load(*to)
+            with T.Else():
+                if size:
+                    ready.arrive(stage)
 
     def _together(self, status: Value) -> Value:
         """Return what to do with a chunk, from what lanes say of its blocks.
@@ -373,7 +389,7 @@ class Feed:
                 mine = load(words, 1)
                 if self.kernel.rank is not None:
                     mine = T.shift_right(mine, self.before)
-                bits = T.bitwise_and(mine, const(_signed(mask), "int32"))
+                bits = T.bitwise_and(mine, const(signed(mask), "int32"))
             wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
         some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
         return T.bind(select(wanted, some, const(SKIP, "int32")))
@@ -382,8 +398,3 @@ class Feed:
 def _row(sequence: Sequence, j: Value, rows: Rows) -> Value:
     """Return the row of a key."""
     return T.bind(cast(sequence.row(rows, j), "int32"))
-
-
-def _signed(bits: int) -> int:
-    """Return the int32 with these 32 bits."""
-    return bits - 2**32 if bits >= 2**31 else bits
