@@ -169,6 +169,24 @@ def test_documents(page: int, target: str) -> None:
     check(batch("document", Config("odd", SMALL), layout, lengths, **options), target=target)
 
 
+@sg.pattern
+def prefix(
+    q: sg.Tensor["T Hq D"], k: sg.Tensor["S Hk D"], v: sg.Tensor["S Hk D"],
+    known: sg.Tensor["T", "int"],
+):  # fmt: skip
+    """See the past, and what is known from the start: no table is read at keys."""
+    i, j = sg.index(q, k)
+    return sg.attend(q, k, v, where=(j <= i) | (j < 9 * known[i]))
+
+
+@pytest.mark.parametrize("target", ["sm_90", "sm_80"])
+def test_rows_that_see_a_prefix(target: str) -> None:
+    sizes = {n: x for n, x in SMALL.items() if n != "E"}
+    options = {"dtype": torch.bfloat16, "explicit": False}
+    lengths = [*LENGTHS, (150, 190), (129, 129)]
+    check(batch(prefix, Config("odd", sizes), "ragged", lengths, **options), target=target)
+
+
 def test_what_tables_cannot_narrow() -> None:
     """Real numbers, heads and entries at other places are not known before."""
 
