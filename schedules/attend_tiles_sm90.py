@@ -51,6 +51,7 @@ class Knobs:
     ahead     scores of the next chunk are computed beside the sums of this one
     patience  sums are left as they are until a maximum grows by more powers of two
     joint     keys and values of a chunk arrive, and are given back, at once
+    tail      keys of the last chunk of a range, where no more are left: 16 or 32; 0: as of others
     cluster   two blocks unite the lists of twice as many tokens, and load chunks for each other
     """
 
@@ -62,6 +63,7 @@ class Knobs:
     ahead: bool = True
     patience: int = 6
     joint: bool = False
+    tail: int = 0
     cluster: bool = False
 
 
@@ -108,8 +110,9 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
                 for queries, resident, ahead in _MANNERS:
                     for joint in (False, True):
                         knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)
-                        for cut in (knobs, replace(knobs, cluster=True)):
-                            if cut != first and (found or not cut.cluster):
+                        other = replace(knobs, cluster=True) if found else replace(knobs, tail=16)
+                        for cut in (knobs, other):
+                            if cut != first:
                                 reason = _excluded(task, cut, arch)
                                 yield cut if reason is None else Rejected(asdict(cut), reason)
 
@@ -215,7 +218,7 @@ def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
         blocks += blocks % cluster.SIZE
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, block, box, knobs.stages, knobs.queries,
-        knobs.resident, knobs.ahead, knobs.patience, knobs.joint, knobs.cluster,
+        knobs.resident, knobs.ahead, knobs.patience, knobs.joint, knobs.tail, knobs.cluster,
         compute, copy, blocks,
     )  # fmt: skip
 
@@ -246,6 +249,8 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
     cut = _cut(task, knobs, arch)
     if knobs.cluster and (len(clauses_of(task)) > 1 or cut.boxes > 1 or cut.all_tokens > 32):
         return "blocks in clusters: several clauses, several boxes of a chunk, or over 32 tokens"
+    if knobs.tail and (knobs.ahead or knobs.tail not in (16, 32) or knobs.tail >= knobs.keys):
+        return f"{knobs.tail} keys of a last chunk: 16 or 32, where no scores are computed ahead"
     used = shared_bytes(task, cut)
     if used > arch.shared_bytes:
         return f"{used} bytes of shared memory, {arch.name} has {arch.shared_bytes}"

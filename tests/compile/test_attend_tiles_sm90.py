@@ -151,6 +151,21 @@ def test_blocks_of_a_cluster_load_for_each_other(tmp_path: Path) -> None:
     assert not [k for k in attend_tiles_sm90.space(tasks("causal")[0], ARCH) if _clusters(k)]
 
 
+def test_a_last_chunk_of_few_keys_has_products_of_its_own(tmp_path: Path) -> None:
+    task = tasks("nsa", 2)[-1]  # the window
+    knobs = replace(attend_tiles_sm90.default(task, ARCH), tail=16)
+    assert knobs in list(attend_tiles_sm90.space(task, ARCH))
+    source = cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH)
+    cubin, said = assembled(source, ARCH, tmp_path)
+    assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
+    assert {"HGMMA.64x64x16", "HGMMA.64x16x16"} <= set(
+        re.findall(r"HGMMA\.\w+", instructions(cubin))
+    )
+    for wrong in (replace(knobs, tail=24), replace(knobs, tail=16, ahead=True)):
+        with pytest.raises(CompileError, match="keys of a last chunk"):
+            attend_tiles_sm90.apply(task, wrong, ARCH)
+
+
 def _clusters(knobs: Any) -> bool:
     return not isinstance(knobs, Rejected) and knobs.cluster
 

@@ -67,6 +67,19 @@ def test_ranges_of_sequences(page: int) -> None:
         check(batch(name, config, layout, LENGTHS, page=page, dtype=dtype, explicit=False))
 
 
+@pytest.mark.parametrize("tail", [16, 32])
+@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("name", ["causal", "sliding_window"])
+def test_last_chunks_of_fewer_keys(name: str, joint: bool, tail: int) -> None:
+    """Lengths leave 1 to 64 keys for the last chunk; windows begin anywhere."""
+    config = WINDOW if name == "sliding_window" else Config("odd", SMALL)
+    lengths = [*LENGTHS, (9, 64), (33, 80), (20, 96)]
+    case = batch(name, config, "ragged", lengths, dtype=torch.bfloat16, explicit=False)
+    knobs = Knobs(groups=2, keys=64, stages=3, ahead=False, joint=joint, tail=tail)
+    chosen = {"attend_1": sg.Schedule("attend_tiles_sm90", **asdict(knobs))}
+    check(replace(case, options={**case.options, "schedule": chosen}))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_reaches_those_who_see_it(value: float) -> None:
     check(poisoned("causal", Config("odd", SMALL), torch.bfloat16, value))

@@ -131,8 +131,11 @@ class TiledKernel:
         thread = T.thread_id([cut.threads])
         # Among those of this block, and among those of an item.
         self.group = self.place = group
+        # Tokens of an item that come before those of this block.
+        self.before = const(0, "int32")
         if self.rank is not None:
             self.place = T.bind(self.rank * cut.groups + group)
+            self.before = T.bind(self.rank * (cut.groups * cut.tokens))
         self._allocate()
         with T.If(thread < 1), T.Then():
             for ring in self.rings:

@@ -129,9 +129,22 @@ class Compute:
 
     def _one(self) -> None:
         """Take the chunk at hand, from scores to sums."""
-        kernel, weights = self.kernel, self.weights
+        weights = self.weights
         chunk = weights.read()
         weights.pairs.ask(chunk)
+        if self.cut.tail:
+            with T.If(uniform(cast(chunk.short, "int32")) > 0):
+                with T.Then(), weights.only(self.cut.tail):
+                    self._take(chunk)
+                with T.Else():
+                    self._take(chunk)
+        else:
+            self._take(chunk)
+        self._next()
+
+    def _take(self, chunk: Chunk) -> None:
+        """Score the chunk at hand, and add its values."""
+        kernel, weights = self.kernel, self.weights
         self._score_alone()
         if chunk.seen is None:
             self._weigh(chunk)
@@ -144,7 +157,6 @@ class Compute:
         if not self.cut.joint:
             kernel.values_ready.wait(self.at)
         self._sum_alone(self.at.stage)
-        self._next()
 
     def _run_ahead(self) -> None:
         """Take chunks as long as they are wanted, each one's scores beside the last one's sums."""
@@ -258,7 +270,7 @@ class Compute:
                     a = q + const(further >> 4, "uint64")
                 clear = panel == depth == 0
                 scores = self.weights.scores
-                wgmma.product(scores, cut.keys, a, b, self.kernel.dtype, clear=clear)
+                wgmma.product(scores, self.weights.keys, a, b, self.kernel.dtype, clear=clear)
 
     def _queries(self) -> Value:
         """Return the descriptor of the queries at hand."""
@@ -269,13 +281,12 @@ class Compute:
 
     def _sum(self, stage: Value) -> None:
         """Start the products of weights and the values of a stage."""
-        cut, dim = self.cut, self.kernel.dim
         step = cast(stage, "uint64") * const(self.kernel.stage * 2 >> 4, "uint64")
         v = wgmma.opaque(self.v + step)
-        for depth in range(cut.keys // 16):
+        for depth in range(self.weights.keys // 16):
             a = [self.weights.packed[4 * depth + i] for i in range(4)]
             b = v + const(depth * 16 * 128 >> 4, "uint64")
-            wgmma.product(self.out, dim, a, b, self.kernel.dtype, b_across=True)
+            wgmma.product(self.out, self.kernel.dim, a, b, self.kernel.dtype, b_across=True)
 
     def _load_resident(self) -> None:
         """Take the first panels of the queries, as A operands, from the first chunk of an item."""

@@ -27,6 +27,7 @@ FACTS = (
 ENDS = 4  # words of a hull; those of the warp groups follow the facts
 # What a warp group does with a chunk, in two bits each; the number of the clause lies above.
 SKIP, MASKED, SURE = 0, 1, 2
+SHORT = 1 << 8  # all keys that are seen are among the first of the chunk
 CLAUSE_BIT = 16
 
 
@@ -46,6 +47,7 @@ class Cut:
     ahead          scores of the next chunk are computed beside the values of this one
     patience       a maximum that grows by less, in powers of two, leaves the sums as they are
     joint          keys and values of a chunk arrive, and are given back, at once
+    tail           keys of the last chunk of a range, where no more are left; 0: as of others
     cluster        two blocks take an item together: each has half of its tokens, and loads keys or
                    values of all chunks for both
     compute, copy  registers of a thread that computes, and of one that feeds
@@ -64,6 +66,7 @@ class Cut:
     ahead: bool
     patience: int
     joint: bool
+    tail: int
     cluster: bool
     compute: int
     copy: int

@@ -17,20 +17,16 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu import cluster
-from sparsegen.codegen.gpu.launch import FULL, across, signed
+from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import (
-    CLAUSE_BIT,
-    MASKED,
-    SKIP,
-    SURE,
     entry_words,
-    group_words,
     member_words,
     query_elements,
 )
 from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, query_bytes, tell
+from sparsegen.codegen.gpu.tiled_status import status_of
 from sparsegen.codegen.gpu.tiled_weights import uniform
 from sparsegen.codegen.gpu.tma import COLUMNS, Source
 from sparsegen.codegen.gpu.union import listed_by
@@ -69,9 +65,7 @@ class Feed:
         self.alone = self.cut.boxes == 1
         self.early = self._count_early()
         # The box of this lane; lanes beyond the boxes do what the first ones do, but load nothing.
-        self.box = self.block = self.before = const(0, "int32")
-        if kernel.rank is not None:
-            self.before = T.bind(kernel.rank * (self.cut.groups * self.cut.tokens))
+        self.box = self.block = const(0, "int32")
         if not self.alone:
             self.box = T.bind(kernel.lane % self.cut.boxes)
         if self.cut.parts > 1:
@@ -171,7 +165,7 @@ class Feed:
         kernel.item_ready.expect(stage, query_bytes(item, self.queries, panels))
         to = stage * (cut.groups * query_elements(kernel.task, cut))
         barrier = kernel.item_ready.pointer(stage)
-        near = cut.tokens, self.before
+        near = cut.tokens, kernel.before
         load_queries(item, self.queries, panels, *near, kernel.queries, to, barrier)
 
     def _send_resident(self, item: Item) -> None:
@@ -191,7 +185,7 @@ class Feed:
                 kernel.values_ready.arrive(at.stage)
         with self._lanes(1):
             to, barrier = T.bind(at.stage * kernel.stage), kernel.keys_ready.pointer(at.stage)
-            near = cut.tokens, self.before
+            near = cut.tokens, kernel.before
             load_queries(item, self.queries, panels, *near, kernel.chunks, to, barrier)
         at.advance()
 
@@ -232,7 +226,7 @@ class Feed:
         start = cell("int32", lo)
         with T.While(get(start) < hi):
             j = T.bind(get(start))
-            self._chunk(item, n, source, j, None)
+            self._chunk(item, n, source, j, end=hi)
             put(start, j + self.cut.keys)
 
     def _list(self, item: Item, n: int, source: KeySource, clause: Clause) -> None:
@@ -271,11 +265,15 @@ class Feed:
                 start = load(words, 0) * clause.keys.granule + part * self.cut.block
                 self._chunk(item, n, source, T.bind(start), words)
 
-    def _chunk(self, item: Item, n: int, source: KeySource, j: Value, words: Memory | None) -> None:
+    def _chunk(
+        self, item: Item, n: int, source: KeySource, j: Value, words: Memory | None = None,
+        end: Value | None = None,
+    ) -> None:  # fmt: skip
         """Send a chunk that starts at key j, or whose block of this lane does.
 
         Args:
             words: say who sees it, where lists do.
+            end: of the range that it is of, where it is of one.
         """
         kernel, cut, at = self.kernel, self.cut, self.at
         if self.begin is not None:
@@ -289,16 +287,11 @@ class Feed:
         if not self.alone:
             row = self._boxes(item, source, j, cut.keys if words is None else cut.block)
         key_head = T.bind(item.head // kernel.task.group)
-        status = const(n << CLAUSE_BIT, "int32")
-        for g in range(cut.groups):
-            status = T.bitwise_or(status, T.shift_left(self._status(item, g, n, j, words), 2 * g))
-        status = T.bind(status)
-        if cut.parts > 1 and words is not None:
-            status = self._together(status)
+        status = status_of(kernel, item, n, j, words, end)
         if kernel.rank is not None:
             assert words is not None
             tokens = self.cut.groups * self.cut.tokens
-            first = self.before, tokens - self.before
+            first = kernel.before, tokens - kernel.before
             self.ours, self.theirs = (listed_by(load(words, 1), n, tokens) for n in first)
         self._wait(kernel.keys_free, at)
         meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
@@ -364,35 +357,6 @@ class Feed:
             with T.Else():
                 if size:
                     ready.arrive(stage)
-
-    def _together(self, status: Value) -> Value:
-        """Return what to do with a chunk, from what lanes say of its blocks.
-
-        It is taken if a block is wanted, and masked if a wanted one is.
-        """
-        found = across(status, T.bitwise_or, self.cut.boxes)
-        every = sum(MASKED << 2 * g for g in range(self.cut.groups))
-        masked = T.bitwise_and(found, const(every, "int32"))
-        return T.bind(T.bitwise_and(found, T.bitwise_not(masked * (SURE // MASKED))))
-
-    def _status(self, item: Item, g: int, n: int, j: Value, words: Memory | None) -> Value:
-        hull = item.hulls[g][n]
-        end = j + (self.cut.keys if words is None else self.cut.block)
-        wanted = T.And(hull.lo < end, hull.hi > j)
-        sure = T.And(j >= hull.sure_lo, end <= hull.sure_hi)
-        if words is not None:
-            bits, each = const(0, "int32"), group_words(self.cut)
-            for word in range(g * each, (g + 1) * each):
-                bits = T.bitwise_or(bits, load(words, 1 + word))
-            if not each:
-                mask = (2**self.cut.tokens - 1) << g * self.cut.tokens
-                mine = load(words, 1)
-                if self.kernel.rank is not None:
-                    mine = T.shift_right(mine, self.before)
-                bits = T.bitwise_and(mine, const(signed(mask), "int32"))
-            wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
-        some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
-        return T.bind(select(wanted, some, const(SKIP, "int32")))
 
 
 def _row(sequence: Sequence, j: Value, rows: Rows) -> Value:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
@@ -11,7 +13,7 @@ from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu import wgmma
 from sparsegen.codegen.gpu.launch import FULL, across
 from sparsegen.codegen.gpu.mma import ptx
-from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, member_bit
+from sparsegen.codegen.gpu.tiled_cut import CLAUSE_BIT, MASKED, SHORT, member_bit
 from sparsegen.codegen.gpu.tiled_pairs import Pairs
 from sparsegen.codegen.tvm import (
     T,
@@ -41,11 +43,13 @@ class Chunk:
 
     starts  for each listed block, where the chunk would start if it lay where the block does
     number  its clause
+    short   whether nobody sees keys behind the first `tail` ones
     seen    where it is listed, for either of the two rows: whether it lists each block
     """
 
     starts: list[Value]
     number: Value
+    short: Value
     seen: list[list[Value]] | None
 
     def some(self) -> Value:
@@ -64,11 +68,18 @@ class Weights:
 
     def __init__(self, compute: Compute) -> None:
         self.compute, self.kernel, self.cut = compute, compute.kernel, compute.cut
-        keys = self.cut.keys
+        self.keys = keys = self.cut.keys
         self.scores, self.packed = scratch(keys // 2, "float32"), scratch(keys // 4, "uint32")
         self.peak, self.total, self.shrink = (scratch(2, "float32") for _ in range(3))
         self.moved = cell("int32", const(0, "int32"))
         self.pairs = Pairs(self)
+
+    @contextmanager
+    def only(self, keys: int) -> Iterator[None]:
+        """Take the first keys of a chunk alone, in what is emitted inside."""
+        self.keys = keys
+        yield
+        self.keys = self.cut.keys
 
     def start(self) -> None:
         """Forget the item before."""
@@ -78,13 +89,13 @@ class Weights:
 
     def hold(self) -> None:
         """Keep reads of the scores behind the wait for their products."""
-        wgmma.hold(self.scores, self.cut.keys // 2)
+        wgmma.hold(self.scores, self.keys // 2)
 
     def elements(self) -> list[tuple[int, int, int]]:
         """Return the registers of scores: number, half of the rows, key before that of the lane."""
         return [
             (4 * j + 2 * half + c, half, 8 * j + c)
-            for j in range(self.cut.keys // 8) for c in range(2) for half in range(2)
+            for j in range(self.keys // 8) for c in range(2) for half in range(2)
         ]  # fmt: skip
 
     # --- what rows see --------------------------------------------------------------------------
@@ -95,13 +106,15 @@ class Weights:
         meta = T.bind(self.compute.at.stage * kernel.meta_words)
         parts = range(self.cut.parts)
         starts = [T.bind(load(kernel.meta, meta + n * kernel.block_words)) for n in parts]
-        number = T.bind(T.shift_right(load(kernel.meta, meta + 1), CLAUSE_BIT))
+        status = T.bind(load(kernel.meta, meta + 1))
+        number = T.bind(T.shift_right(status, CLAUSE_BIT))
+        short = T.bind(T.bitwise_and(status, const(SHORT, "int32")) > 0)
         if not kernel.listed:
-            return Chunk(starts, number, None)
+            return Chunk(starts, number, short, None)
         found = []
         for half in range(1 if self._warps_are_tokens else 2):
             found.append(self._listed(meta, number, half))
-        return Chunk(starts, number, (found * 2)[:2])
+        return Chunk(starts, number, short, (found * 2)[:2])
 
     def _listed(self, meta: Value, number: Value, half: int) -> list[Value]:
         """Tell which blocks of a chunk a row lists."""
@@ -243,7 +256,7 @@ class Weights:
 
     def pack(self) -> None:
         """Round the weights into A operands."""
-        wgmma.pack_tile(self.packed, self.scores, self.kernel.dtype, columns=self.cut.keys)
+        wgmma.pack_tile(self.packed, self.scores, self.kernel.dtype, columns=self.keys)
 
     def clear(self) -> None:
         """Make all weights zero."""
