@@ -14,7 +14,7 @@ import sparsegen as sg
 from schedules import attend_mma, attend_tiles_sm90
 from schedules.attend_tiles_sm90 import Knobs
 from sparsegen import arch as archs
-from sparsegen.codegen.gpu.spans import narrowed
+from sparsegen.codegen.narrowing import narrowed
 from sparsegen.lowering.binding import Binding
 from sparsegen.lowering.partition import partition
 from sparsegen.lowering.tasks import AttendTask

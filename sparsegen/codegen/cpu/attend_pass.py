@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu import attention, stream
 from sparsegen.codegen.cpu.attention import HIDDEN, Slots, State
 from sparsegen.codegen.cpu.feed import Feed
+from sparsegen.codegen.cpu.narrow import narrow
 from sparsegen.codegen.cpu.rows import (
     Sequence,
 )
@@ -17,6 +18,7 @@ from sparsegen.codegen.cpu.tile import Lanes, load_queries, store_outputs
 from sparsegen.codegen.cpu.vec import widened
 from sparsegen.codegen.cpu.view import Rule, View
 from sparsegen.codegen.exprs import emit
+from sparsegen.codegen.narrowing import narrows
 from sparsegen.codegen.tvm import (
     Memory,
     T,
@@ -91,10 +93,12 @@ class Pass(View):
 
     # --- bounds ---------------------------------------------------------------------------------
 
-    def _bounds(self, clause: Clause, keys: Value) -> Bounds:
+    def _bounds(self, clause: Clause, source: KeySource, keys: Value) -> Bounds:
         """Return the bounds of the tile, cut to this piece."""
         i_min, i_max = self.symbols["i_min"], self.symbols["i_max"]
         whole = self._hull(clause, keys, i_min, i_max)
+        if narrows(source, clause):
+            whole = narrow(self, clause, whole)
         if self.piece is None or clause.keys is not None:
             return whole
         begin, end = self._cut(maximum(whole.hi - whole.lo, const(0, "int32")))
@@ -165,7 +169,7 @@ class Pass(View):
     ) -> None:
         clause = clauses[0]
         length = T.bind(self.sequence.count(source.k.rows))
-        bounds = [self._bounds(c, length) for c in clauses]
+        bounds = [self._bounds(c, source, length) for c in clauses]
         spans = self._spans(clauses, source, length)
         merged = self._merges(clause)
         looked_up = {e: self._find(e) for e in walk(clause.residual) if isinstance(e, Member)}
@@ -185,6 +189,8 @@ class Pass(View):
                 begin = stream.pin(maximum(lo - first, const(0, "int32")) // step * step)
                 slots = Slots(begin, stream.pin(minimum(hi - first, count)))
                 sure = T.And(first + begin >= sure_lo, first + slots.end <= sure_hi)
+                if narrows(source, clause):
+                    sure = T.Or(sure, T.Not(masked))
                 with T.If(begin < slots.end), T.Then():
                     self._attend(
                         source, chunk, feed, state, queries, visible, sub, slots, T.Not(sure)

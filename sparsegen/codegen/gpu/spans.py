@@ -1,4 +1,4 @@
-"""Narrow ranges of keys by what integer tables say: documents, segments, starts and ends of rows.
+"""Narrow ranges of keys on GPUs by what integer tables say, before attention walks them.
 
 Of every 64 keys a launch notes the least and the greatest entry of each table. The next one does so
 for the tokens of each tile, and asks of all keys it might see, 64 at a time, whether some pair may
@@ -12,55 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from sparsegen.analysis.extremes import Ends, truth
 from sparsegen.codegen.cpu.rows import Arguments, Sequence, find_sequence, find_tile, first_tile
 from sparsegen.codegen.cpu.stream import Bounds, cell, get, put
 from sparsegen.codegen.gpu.launch import across, device, launch
 from sparsegen.codegen.gpu.view import ThreadView
+from sparsegen.codegen.narrowing import KEYS, at_keys, names_of, narrowed, seen, tables_of
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum, select, store
 from sparsegen.ir.axes import Entries, Named
-from sparsegen.ir.expr import TRUE, Const, Expr, Pos, Symbol, Table, walk
-from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, KeySource, Rows
+from sparsegen.ir.expr import Const, Expr, Table
+from sparsegen.lowering.tasks import AttendTask, Buffer, Clause, Rows
 
-_KEYS = 64  # that are asked of at once
 _WARPS = 8
 _ENDS = 4  # words of bounds
 _LAST = 2**31 - 1
 
 
-def narrowed(task: AttendTask) -> list[tuple[int, KeySource, Clause]]:
-    """Return the ranges that tables narrow, with the number of each among all clauses."""
-    clauses = [(s, c) for s in task.sources for c in s.clauses]
-    return [(n, s, c) for n, (s, c) in enumerate(clauses) if _narrows(s, c)]
-
-
-def _narrows(source: KeySource, clause: Clause) -> bool:
-    if clause.keys is not None or source.k.rows.space != "key":
-        return False
-    return bool(_tables([clause])) and truth(clause.residual, _leaf)[0] != TRUE
-
-
-def _tables(clauses: list[Clause]) -> list[Table]:
-    """Return the tables that are read at the position of a query or of a key."""
-    found = [e for c in clauses for e in walk(c.residual) if isinstance(e, Table)]
-    return [e for e in dict.fromkeys(found) if _leaf(e) is not None]
-
-
-def _leaf(expr: Expr) -> Ends | None:
-    """Name the ends of what has some at a tile and 64 keys."""
-    match expr:
-        case Pos("query", Named()):
-            return Ends(Symbol("i_min"), Symbol("i_max"))
-        case Pos("key", Named()):
-            return Ends(Symbol("j_min"), Symbol("j_max"))
-        case Table(tensor=tensor, index=(Pos(role, Named()),)) if tensor.kind == "int":
-            return Ends(*(Symbol(f"{end} {tensor.name} of {role}") for end in ("least", "most")))
-    return None
-
-
 def _at_keys(task: AttendTask) -> list[Table]:
-    tables = _tables([c for _, _, c in narrowed(task)])
-    return [t for t in tables if isinstance(t.index[0], Pos) and t.index[0].role == "key"]
+    return at_keys(tables_of([c for _, _, c in narrowed(task)]))
 
 
 def span_buffers(task: AttendTask, tokens: int, groups: int) -> list[tuple[Buffer, Expr]]:
@@ -73,7 +41,7 @@ def span_buffers(task: AttendTask, tokens: int, groups: int) -> list[tuple[Buffe
     count = len(narrowed(task))
     if not count:
         return []
-    entries = Entries(Named("keys"), _KEYS, _KEYS, partial=True)
+    entries = Entries(Named("keys"), KEYS, KEYS, partial=True)
     keys, tiles = (
         Rows(space="entry", entries=entries, role="key"),
         Rows(space="query_block", block=tokens * groups),
@@ -133,17 +101,17 @@ class Spans:
         number, lane = self._warp(self.noted.rows)
 
         def first(b: Value) -> Value:
-            return cast(load(arguments.cu_k, b), "int64") // _KEYS + b
+            return cast(load(arguments.cu_k, b), "int64") // KEYS + b
 
         sequence = Sequence.at(arguments, find_sequence(arguments, first, number))
         block = T.bind(cast(number - first(sequence.number), "int32"))
-        with T.If(block * _KEYS < sequence.n_k), T.Then():
+        with T.If(block * KEYS < sequence.n_k), T.Then():
             view = ThreadView(self.task, arguments, sequence, sequence.q_off, const(1, "int32"))
             base = T.bind(sequence.row(rows, block) * (len(self.at_keys) * 2))
             for n, table in enumerate(self.at_keys):
                 last, values = T.bind(sequence.n_k - 1), []
-                for part in range(0, _KEYS, 32):
-                    j = minimum(block * _KEYS + (part + lane), last)
+                for part in range(0, KEYS, 32):
+                    j = minimum(block * KEYS + (part + lane), last)
                     values.append(_read(view, table, T.bind(j)))
                 ends = across(minimum(*values), minimum), across(maximum(*values), maximum)
                 with T.If(lane < 1), T.Then():
@@ -187,20 +155,20 @@ class Spans:
         hull = view._hull(clause, length, view.i_min, view.symbols["i_max"])
         symbols = self._of_queries(view, clause, lane)
         ask = partial(self._ask, view, clause, hull, symbols)
-        begin = T.bind(hull.lo // _KEYS)
+        begin = T.bind(hull.lo // KEYS)
         lo, hi, sure = (cell("int32", const(n, "int32")) for n in (_LAST, 0, -1))
 
         def each(body: Callable[[Value], None]) -> None:
             block = cell("int32", begin + lane)
-            with T.While(get(block) * _KEYS < hull.hi):
+            with T.While(get(block) * KEYS < hull.hi):
                 body(T.bind(get(block)))
                 put(block, get(block) + 32)
 
         def reach(block: Value) -> None:
             may, must = ask(block)
             with T.If(may), T.Then():
-                put(lo, minimum(get(lo), block * _KEYS))
-                put(hi, maximum(get(hi), (block + 1) * _KEYS))
+                put(lo, minimum(get(lo), block * KEYS))
+                put(hi, maximum(get(hi), (block + 1) * KEYS))
             with T.If(must), T.Then():
                 put(sure, maximum(get(sure), block))
 
@@ -221,16 +189,15 @@ class Spans:
         return Bounds(
             T.bind(minimum(maximum(across(get(lo), minimum), hull.lo), end)),
             end,
-            T.bind(maximum((after + 1) * _KEYS, hull.lo)),
-            T.bind(select(last >= 0, minimum((last + 1) * _KEYS, hull.hi), const(-1, "int32"))),
+            T.bind(maximum((after + 1) * KEYS, hull.lo)),
+            T.bind(select(last >= 0, minimum((last + 1) * KEYS, hull.hi), const(-1, "int32"))),
         )
 
     def _of_queries(self, view: ThreadView, clause: Clause, lane: Value) -> dict[str, Value]:
         """Return the ends of the tables that are read at queries, by name."""
         found: dict[str, Value] = {}
-        for table in _tables([clause]):
-            ends = _leaf(table)
-            if table in self.at_keys or ends is None:
+        for table in tables_of([clause]):
+            if table in self.at_keys:
                 continue
             values = []
             for part in range(0, self.tokens, 32):
@@ -239,7 +206,8 @@ class Spans:
             low = high = values[0]
             for x in values[1:]:
                 low, high = minimum(low, x), maximum(high, x)
-            found |= _named(ends, across(low, minimum), across(high, maximum))
+            both = across(low, minimum), across(high, maximum)
+            found |= zip(names_of(table), both, strict=True)
         return found
 
     def _ask(
@@ -248,24 +216,16 @@ class Spans:
     ) -> tuple[Value, Value]:  # fmt: skip
         """Tell whether some pair of a tile and 64 keys may be visible, and whether all must."""
         known = dict(symbols)
-        known["j_min"] = T.bind(maximum(block * _KEYS, hull.lo))
-        known["j_max"] = T.bind(minimum(block * _KEYS + (_KEYS - 1), hull.hi - 1))
+        known["j_min"] = T.bind(maximum(block * KEYS, hull.lo))
+        known["j_max"] = T.bind(minimum(block * KEYS + (KEYS - 1), hull.hi - 1))
         row = view.sequence.row(self.noted.buffer.rows, block)
         base = T.bind(row * (len(self.at_keys) * 2))
         for n, table in enumerate(self.at_keys):
-            ends = _leaf(table)
-            assert ends is not None
-            low, high = (T.bind(load(self.noted.flat, base + (2 * n + k))) for k in range(2))
-            known |= _named(ends, low, high)
+            both = [T.bind(load(self.noted.flat, base + (2 * n + k))) for k in range(2)]
+            known |= zip(names_of(table), both, strict=True)
         zero = const(0, "int32")
-        may, must = truth(clause.residual, _leaf)
-        return tuple(view.value(e, zero, zero, zero, **known) for e in (may, must))
-
-
-def _named(ends: Ends, low: Value, high: Value) -> dict[str, Value]:
-    assert isinstance(ends.lo, Symbol)
-    assert isinstance(ends.hi, Symbol)
-    return {ends.lo.name: low, ends.hi.name: high}
+        may, must = (view.value(e, zero, zero, zero, **known) for e in seen(clause))
+        return may, must
 
 
 def _read(view: ThreadView, table: Table, position: Value) -> Value:

@@ -25,7 +25,7 @@ from sparsegen.codegen.gpu.launch import device
 from sparsegen.codegen.gpu.membership import Maps, members_of, spread
 from sparsegen.codegen.gpu.repair import repair
 from sparsegen.codegen.gpu.ring import Ring
-from sparsegen.codegen.gpu.spans import Spans, narrowed
+from sparsegen.codegen.gpu.spans import Spans
 from sparsegen.codegen.gpu.tiled_compute import Compute
 from sparsegen.codegen.gpu.tiled_cut import (
     ENDS,
@@ -42,6 +42,7 @@ from sparsegen.codegen.gpu.tiled_cut import (
 from sparsegen.codegen.gpu.tiled_feed import Feed
 from sparsegen.codegen.gpu.union import Union
 from sparsegen.codegen.gpu.view import ThreadView
+from sparsegen.codegen.narrowing import narrowed
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum, store
 from sparsegen.lowering.tasks import AttendTask, KeySource
 
