@@ -142,6 +142,12 @@ def page(reports: Mapping[Path, Mapping[str, Any]], root: Path) -> Iterator[str]
         "thousand tokens each; the block mask of FlexAttention is made beforehand, and not timed."
     )
     yield ""
+    yield (
+        "Rows are the latest with peers in the same process; GPUs of one name differ by some "
+        "percent, as the ceilings show. [Whole runs](../benchmarks/results/runs) beside them: "
+        "h200-32b32a7 has every kernel on another H200, mostly without peers."
+    )
+    yield ""
     yield "```sh"
     yield "python -m benchmarks.gpu run benchmarks/results/gpu-NAME.json"
     yield "python -m benchmarks.readme"

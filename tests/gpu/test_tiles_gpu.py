@@ -6,12 +6,15 @@ The small sizes of the other tests are no multiples of 64 and go to other schedu
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sparsegen as sg
 from sparsegen.patterns import Config
 from tests.gpu.test_patterns_gpu import SCALE, check
 from tests.harness import UNPAGED, batch, one_sequence, poisoned
@@ -56,6 +59,24 @@ def test_sequences_in_pages(name: str) -> None:
         name, CONFIGS[name], layout, lengths, page=64, dtype=torch.bfloat16, explicit=False
     )
     check(case, scale=SCALE.get(name, 1.0))
+
+
+# Knobs that no default has.
+KNOBS = [
+    ("nsa", "attend_2", {"groups": 3, "stages": 4, "joint": True, "cluster": True}),
+    ("nsa", "attend_2", {"groups": 2, "stages": 3, "cluster": True}),
+    ("causal", "attend_1", {"groups": 2, "stages": 3, "tail": 16}),
+    ("sliding_window", "attend_1", {"groups": 3, "stages": 4, "joint": True, "tail": 32}),
+]
+
+
+@pytest.mark.parametrize(("name", "task", "knobs"), KNOBS)
+def test_knobs(name: str, task: str, knobs: dict[str, Any]) -> None:
+    chosen = {task: sg.Schedule("attend_tiles_sm90", keys=64, ahead=False, **knobs)}
+    lengths = [(5, 31), (150, 333), (0, 0), (65, 700), (19, 13)]
+    options = {"dtype": torch.bfloat16, "explicit": False}
+    case = batch(name, CONFIGS[name], "ragged", lengths, **options)
+    check(replace(case, options={**case.options, "schedule": chosen}), scale=SCALE.get(name, 1.0))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
