@@ -170,14 +170,13 @@ def apply(task: AttendTask, knobs: Knobs, arch: Arch) -> Any:
     reason = _excluded(task, knobs, arch)
     if reason is not None:
         raise CompileError(f"{task.name}: {reason}", at=task.site, hint="take knobs from space()")
-    shape, spans = _shape(task, knobs), None
+    shape = _shape(task, knobs)
     buffers = tuple(b for b, _ in scratch(task, knobs, arch))
     with kernel(task, buffers) as (builder, arguments):
         if map_buffers(task):
             MappedKernel(asked, shape, arguments, arch.shared_bytes).emit()
         else:
-            if buffers:
-                spans = Spans(task, arguments, shape.tokens, 1)
+            spans = Spans.of(task, arguments, shape.tokens, 1)
             AttendKernel(task, shape, arguments, spans=spans).emit()
     return builder.get()
 

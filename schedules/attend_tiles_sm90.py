@@ -111,10 +111,10 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
                     for joint in (False, True):
                         knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)
                         other = replace(knobs, cluster=True) if found else replace(knobs, tail=16)
-                        for cut in (knobs, other):
-                            if cut != first:
-                                reason = _excluded(task, cut, arch)
-                                yield cut if reason is None else Rejected(asdict(cut), reason)
+                        for each in (knobs, other):
+                            if each != first:
+                                reason = _excluded(task, each, arch)
+                                yield each if reason is None else Rejected(asdict(each), reason)
 
 
 def scratch(task: AttendTask, knobs: Knobs, arch: Arch) -> tuple[tuple[Buffer, Expr], ...]:
@@ -188,9 +188,8 @@ def _first(task: AttendTask, arch: Arch) -> Knobs | str:
             for queries in (2, 1)
             for stages in (5, 4)
         ]
-        if any(
-            isinstance(e, Table | Member) for _, c in clauses_of(task) for e in walk(c.residual)
-        ):
+        residuals = (c.residual for _, c in clauses_of(task))
+        if any(isinstance(e, Table | Member) for r in residuals for e in walk(r)):
             # Predicates read tables and maps through L1, to which shared memory leaves room.
             wanted.insert(0, replace(small, stages=2))
     wanted += [Knobs(keys=keys, stages=n) for keys in (128, 64) for n in (4, 3, 2)]

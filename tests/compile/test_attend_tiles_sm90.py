@@ -144,6 +144,7 @@ def test_blocks_of_a_cluster_load_for_each_other(tmp_path: Path) -> None:
     cubin, said = assembled(source, ARCH, tmp_path)
     # A barrier of the cluster at the end once cost the thread that feeds its registers.
     assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
+    assert "C75" not in said, "products are serialised"
     assert "UTMALDG.4D.MULTICAST" in instructions(cubin)
     for name, why in (("moba", "several clauses"), ("quest", "several boxes")):
         with pytest.raises(CompileError, match=why):
@@ -158,6 +159,7 @@ def test_a_last_chunk_of_few_keys_has_products_of_its_own(tmp_path: Path) -> Non
     source = cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH)
     cubin, said = assembled(source, ARCH, tmp_path)
     assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
+    assert "C75" not in said, "products are serialised"
     assert {"HGMMA.64x64x16", "HGMMA.64x16x16"} <= set(
         re.findall(r"HGMMA\.\w+", instructions(cubin))
     )

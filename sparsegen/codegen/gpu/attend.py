@@ -191,7 +191,9 @@ class Tile:
             self.softmax.clear()
             clauses = ((s, c) for s in self.task.sources for c in s.clauses)
             for n, (source, clause) in enumerate(clauses):
-                self._walk(source, clause, self._narrowed(n))
+                spans = self.kernel.spans
+                bounds = None if spans is None else spans.bounds(self.sequence, self.first, 0, n)
+                self._walk(source, clause, bounds)
             self.softmax.finish()
             self._settle()
 
@@ -250,12 +252,6 @@ class Tile:
         return there, self.sequence.row(rows, position), self.head + r % self.shape.heads
 
     # --- keys -----------------------------------------------------------------------------------
-
-    def _narrowed(self, number: int) -> Bounds | None:
-        spans = self.kernel.spans
-        if spans is None or not spans.knows(number):
-            return None
-        return spans.bounds(self.sequence, self.first, 0, number)
 
     def _walk(self, source: KeySource, clause: Clause, bounds: Bounds | None) -> None:
         """Visit the chunks of a clause; copies of later ones go on meanwhile.

@@ -38,21 +38,19 @@ def span_buffers(task: AttendTask, tokens: int, groups: int) -> list[tuple[Buffe
         tokens: of a group.
         groups: that make a tile; each has bounds of its own.
     """
-    count = len(narrowed(task))
-    if not count:
-        return []
-    entries = Entries(Named("keys"), KEYS, KEYS, partial=True)
-    keys, tiles = (
-        Rows(space="entry", entries=entries, role="key"),
-        Rows(space="query_block", block=tokens * groups),
-    )
-    hulls = Buffer(
-        name=f"{task.name}_hulls", dtype="int32", shape=(groups * count, _ENDS), rows=tiles
-    )
-    noted = Buffer(
-        name=f"{task.name}_noted", dtype="int32", shape=(max(len(_at_keys(task)), 1), 2), rows=keys
-    )
-    return [(hulls, Const(0)), (noted, Const(0))]
+    found, count, tables = [], len(narrowed(task)), len(_at_keys(task))
+    if count:
+        rows = Rows(space="query_block", block=tokens * groups)
+        found.append(_buffer(task, "hulls", (groups * count, _ENDS), rows))
+    if tables:
+        entries = Entries(Named("keys"), KEYS, KEYS, partial=True)
+        rows = Rows(space="entry", entries=entries, role="key")
+        found.append(_buffer(task, "noted", (tables, 2), rows))
+    return [(buffer, Const(0)) for buffer in found]
+
+
+def _buffer(task: AttendTask, name: str, shape: tuple[int, ...], rows: Rows) -> Buffer:
+    return Buffer(name=f"{task.name}_{name}", dtype="int32", shape=shape, rows=rows)
 
 
 class Spans:
@@ -61,8 +59,14 @@ class Spans:
     def __init__(self, task: AttendTask, arguments: Arguments, tokens: int, groups: int) -> None:
         self.task, self.arguments, self.tokens, self.groups = task, arguments, tokens, groups
         self.ranges, self.at_keys = narrowed(task), _at_keys(task)
-        hulls, noted = (buffer for buffer, _ in span_buffers(task, tokens, groups))
-        self.hulls, self.noted = arguments[hulls], arguments[noted]
+        memory = [arguments[buffer] for buffer, _ in span_buffers(task, tokens, groups)]
+        # What is noted of tables comes last, if some are read at keys.
+        self.hulls, self.noted = memory[0], memory[-1]
+
+    @staticmethod
+    def of(task: AttendTask, arguments: Arguments, tokens: int, groups: int) -> Spans | None:
+        """Return the spans of a task, None if tables narrow none of its ranges."""
+        return Spans(task, arguments, tokens, groups) if narrowed(task) else None
 
     def emit(self) -> None:
         """Emit the launches."""
@@ -72,15 +76,18 @@ class Spans:
         with device():
             self._find()
 
-    def bounds(self, sequence: Sequence, first: Value, group: Value | int, number: int) -> Bounds:
-        """Return the keys of a clause that a group of the tile may see, from token `first` on."""
-        place = [n for n, _, _ in self.ranges].index(number)
-        base = self._base(sequence, first, group) + place * _ENDS
-        return Bounds(*(T.bind(load(self.hulls.flat, base + n)) for n in range(_ENDS)))
+    def bounds(
+        self, sequence: Sequence, first: Value, group: Value | int, number: int
+    ) -> Bounds | None:
+        """Return the keys of a clause that a group of the tile may see, from token `first` on.
 
-    def knows(self, number: int) -> bool:
-        """Tell whether the clause of this number is narrowed."""
-        return any(n == number for n, _, _ in self.ranges)
+        None where the clause of this number is not narrowed.
+        """
+        numbers = [n for n, _, _ in self.ranges]
+        if number not in numbers:
+            return None
+        base = self._base(sequence, first, group) + numbers.index(number) * _ENDS
+        return Bounds(*(T.bind(load(self.hulls.flat, base + n)) for n in range(_ENDS)))
 
     def _base(self, sequence: Sequence, first: Value, group: Value | int) -> Value:
         """Return where the bounds of a group start (int64)."""
@@ -97,7 +104,7 @@ class Spans:
 
     def _note(self) -> None:
         """Note the least and the greatest entry of each 64 keys."""
-        arguments, rows = self.arguments, self.noted.buffer.rows
+        arguments = self.arguments
         number, lane = self._warp(self.noted.rows)
 
         def first(b: Value) -> Value:
@@ -107,7 +114,7 @@ class Spans:
         block = T.bind(cast(number - first(sequence.number), "int32"))
         with T.If(block * KEYS < sequence.n_k), T.Then():
             view = ThreadView(self.task, arguments, sequence, sequence.q_off, const(1, "int32"))
-            base = T.bind(sequence.row(rows, block) * (len(self.at_keys) * 2))
+            base = self._noted_at(sequence, block)
             for n, table in enumerate(self.at_keys):
                 last, values = T.bind(sequence.n_k - 1), []
                 for part in range(0, KEYS, 32):
@@ -117,6 +124,10 @@ class Spans:
                 with T.If(lane < 1), T.Then():
                     for k, end in enumerate(ends):
                         store(self.noted.flat, end, base + (2 * n + k))
+
+    def _noted_at(self, sequence: Sequence, block: Value) -> Value:
+        """Return where the entries of 64 keys start (int64)."""
+        return T.bind(sequence.row(self.noted.buffer.rows, block) * (len(self.at_keys) * 2))
 
     # --- tiles ----------------------------------------------------------------------------------
 
@@ -218,9 +229,8 @@ class Spans:
         known = dict(symbols)
         known["j_min"] = T.bind(maximum(block * KEYS, hull.lo))
         known["j_max"] = T.bind(minimum(block * KEYS + (KEYS - 1), hull.hi - 1))
-        row = view.sequence.row(self.noted.buffer.rows, block)
-        base = T.bind(row * (len(self.at_keys) * 2))
         for n, table in enumerate(self.at_keys):
+            base = self._noted_at(view.sequence, block)
             both = [T.bind(load(self.noted.flat, base + (2 * n + k))) for k in range(2)]
             known |= zip(names_of(table), both, strict=True)
         zero = const(0, "int32")

@@ -42,7 +42,6 @@ from sparsegen.codegen.gpu.tiled_cut import (
 from sparsegen.codegen.gpu.tiled_feed import Feed
 from sparsegen.codegen.gpu.union import Union
 from sparsegen.codegen.gpu.view import ThreadView
-from sparsegen.codegen.narrowing import narrowed
 from sparsegen.codegen.tvm import T, Value, cast, const, load, maximum, minimum, store
 from sparsegen.lowering.tasks import AttendTask, KeySource
 
@@ -69,9 +68,7 @@ class TiledKernel:
         self.state, self.again = (arguments[buffers[n]].flat for n in ("state", "again"))
         self.united = arguments[buffers["united"]] if self.listed else None
         self.maps = Maps(self.task, arguments) if members_of(self.task) else None
-        self.spans = None
-        if narrowed(task):
-            self.spans = Spans(task, arguments, cut.tokens, cut.all_groups)
+        self.spans = Spans.of(task, arguments, cut.tokens, cut.all_groups)
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
@@ -141,6 +138,8 @@ class TiledKernel:
         with T.If(thread < 1), T.Then():
             for ring in self.rings:
                 ring.init()
+            if self.rank is not None:
+                self.done.init()
             for n in range(cut.groups):
                 store(self.told, const(-1, "int32"), n)
             pipeline.publish_barriers()
@@ -186,8 +185,7 @@ class TiledKernel:
             self.keys_free = Ring.allocate(pool, stages, *free)
             self.rings += [self.values_ready, self.keys_free]
         if self.rank is not None:
-            self.done = Ring.allocate(pool, 1, readers)
-            self.rings.append(self.done)
+            self.done = pipeline.Barrier.allocate(pool, readers)
         pool.commit()
 
     # --- what the feed tells ---------------------------------------------------------------------

@@ -66,8 +66,8 @@ class Compute:
         done = self.kernel.done
         ptx("bar.warp.sync", const(FULL, "uint32"))
         with T.If(self.lane < 1), T.Then():
-            cluster.arrive(done.pointer(const(0, "int32")), 1 - rank)
-        done.wait(Cursor(1))
+            cluster.arrive(done.pointer, 1 - rank)
+        done.wait(const(0, "int32"))
 
     def _item(self, base: Value) -> None:
         kernel, cut = self.kernel, self.cut
@@ -132,8 +132,8 @@ class Compute:
         weights = self.weights
         chunk = weights.read()
         weights.pairs.ask(chunk)
-        if self.cut.tail:
-            with T.If(uniform(cast(chunk.short, "int32")) > 0):
+        if chunk.short is not None:
+            with T.If(uniform(chunk.short) > 0):
                 with T.Then(), weights.only(self.cut.tail):
                     self._take(chunk)
                 with T.Else():

@@ -292,7 +292,7 @@ class Feed:
             assert words is not None
             tokens = self.cut.groups * self.cut.tokens
             first = kernel.before, tokens - kernel.before
-            self.ours, self.theirs = (listed_by(load(words, 1), n, tokens) for n in first)
+            self.ours, self.theirs = (listed_by(load(words, 1), token, tokens) for token in first)
         self._wait(kernel.keys_free, at)
         meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
         origin = j - self.block * cut.block if words is not None else j

@@ -51,8 +51,10 @@ def look(kernel: TiledKernel, sequence: Sequence, first: Value, tile: Value, gro
         some = T.bind(present > 0)
         mine = []
         for n, (source, clause) in enumerate(kernel.clauses):
-            if kernel.spans is not None and kernel.spans.knows(n):
-                mine.append(kernel.spans.bounds(sequence, first, place, n))
+            spans = kernel.spans
+            known = None if spans is None else spans.bounds(sequence, first, place, n)
+            if known is not None:
+                mine.append(known)
                 continue
             length = T.bind(sequence.count(source.k.rows))
             last = T.bind(view.i_min + view.present - 1)

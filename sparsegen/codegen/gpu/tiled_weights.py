@@ -43,13 +43,13 @@ class Chunk:
 
     starts  for each listed block, where the chunk would start if it lay where the block does
     number  its clause
-    short   whether nobody sees keys behind the first `tail` ones
+    short   not 0 if nobody sees keys behind the first `tail` ones; None where all are alike
     seen    where it is listed, for either of the two rows: whether it lists each block
     """
 
     starts: list[Value]
     number: Value
-    short: Value
+    short: Value | None
     seen: list[list[Value]] | None
 
     def some(self) -> Value:
@@ -108,7 +108,7 @@ class Weights:
         starts = [T.bind(load(kernel.meta, meta + n * kernel.block_words)) for n in parts]
         status = T.bind(load(kernel.meta, meta + 1))
         number = T.bind(T.shift_right(status, CLAUSE_BIT))
-        short = T.bind(T.bitwise_and(status, const(SHORT, "int32")) > 0)
+        short = T.bitwise_and(status, const(SHORT, "int32")) if self.cut.tail else None
         if not kernel.listed:
             return Chunk(starts, number, short, None)
         found = []
