@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
@@ -144,9 +145,12 @@ def page(reports: Mapping[Path, Mapping[str, Any]], root: Path) -> Iterator[str]
     yield ""
     yield (
         "Rows are the latest with peers in the same process; GPUs of one name differ by some "
-        "percent, as the ceilings show. [Whole runs](../benchmarks/results/runs) beside them: "
-        "h200-32b32a7 has every kernel on another H200, mostly without peers."
+        "percent, as the ceilings show. Further runs:"
     )
+    yield ""
+    for path in sorted((root / "benchmarks" / "results" / "runs").glob("*.json")):
+        run = json.loads(path.read_text())
+        yield f"- [{path.name}](../{path.relative_to(root)}): {machine(run)}"
     yield ""
     yield "```sh"
     yield "python -m benchmarks.gpu run benchmarks/results/gpu-NAME.json"
