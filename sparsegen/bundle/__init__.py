@@ -49,7 +49,7 @@ class Page:
 class Part:
     """A library of a bundle, the name of its file and its specification."""
 
-    library: Library
+    held: Library
     file: str
     spec: Spec
 
@@ -75,7 +75,7 @@ def write(plan: Plan, libraries: Sequence[Library], folder: str | Path) -> Path:
         for library in libraries
     ]  # fmt: skip
     for part in parts:
-        shutil.copyfile(part.library.built.library, root / part.file)
+        shutil.copyfile(part.held.built.path, root / part.file)
     (root / RUNNER).mkdir()
     for source in files("sparsegen.runtime.standalone").iterdir():
         if source.name.endswith(".py"):
@@ -83,7 +83,7 @@ def write(plan: Plan, libraries: Sequence[Library], folder: str | Path) -> Path:
     axes = {n.name: " ".join(map(str, n.axes)) for n in plan.program.inputs}
     page = Page(
         name=plan.program.name, layout=plan.binding.layout, dtype=plan.binding.dtype,
-        archs=tuple(name for part in parts for name in _names(part.library)), runner=RUNNER,
+        archs=tuple(name for part in parts for name in _names(part.held)), runner=RUNNER,
         device=parts[0].spec.device, inputs=tuple(axes.items()), metadata=parts[0].spec.metadata,
         torch=version("torch"), ffi=version("apache-tvm-ffi"),
     )  # fmt: skip
@@ -118,7 +118,7 @@ def _names(library: Library) -> list[str]:
 
 def _entry(part: Part) -> dict[str, Any]:
     """Return what the manifest says of a library."""
-    library, first = part.library, part.library.archs[0]
+    library, first = part.held, part.held.archs[0]
     return {
         "archs": _names(library),
         "file": part.file,
@@ -146,8 +146,8 @@ def _write_cpp(folder: Path, parts: Sequence[Part], page: Page) -> None:
     described = describe_cpp(
         first.spec, dtype=page.dtype, ffi=page.ffi,
         libraries=tuple(
-            CppLibrary(", ".join(_names(p.library)), p.file,
-                       tuple(sorted(p.library.archs[0].features)))
+            CppLibrary(", ".join(_names(p.held)), p.file,
+                       tuple(sorted(p.held.archs[0].features)))
             for p in parts
         ),
     )  # fmt: skip

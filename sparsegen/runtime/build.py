@@ -37,7 +37,7 @@ _PACKAGES = ("sparsegen", "apache-tvm", "apache-tvm-ffi")
 class Built:
     """A library on disk, its key, and by task: its schedule, and the memory that one takes."""
 
-    library: Path
+    path: Path
     key: str
     schedules: Mapping[str, Schedule]
     toolchain: Mapping[str, str]

@@ -49,7 +49,7 @@ class Kernel(Runner):
 
     def __init__(self, plan: Plan, arch: Arch, built: Built, asked: Overrides = None) -> None:
         spec = specify(plan, arch, built)
-        load = functools.partial(load_library, built.library, ERRORS)
+        load = functools.partial(load_library, built.path, ERRORS)
         super().__init__(spec, load() if arch.kind == "cpu" else load, ERRORS)
         self.plan = plan
         self.arch = arch
@@ -59,7 +59,7 @@ class Kernel(Runner):
     @property
     def library(self) -> Path:
         """Return the shared library this kernel runs."""
-        return self.built.library
+        return self.built.path
 
     @property
     def schedules(self) -> Mapping[str, Schedule]:
