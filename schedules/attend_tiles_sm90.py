@@ -8,7 +8,7 @@ from math import gcd
 from typing import Any
 
 from sparsegen.arch import Arch
-from sparsegen.codegen.gpu import cluster, convert, tma
+from sparsegen.codegen.gpu import convert, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.launch import kernel
 from sparsegen.codegen.gpu.membership import members_of, spread
@@ -52,7 +52,6 @@ class Knobs:
     patience  sums are left as they are until a maximum grows by more powers of two
     joint     keys and values of a chunk arrive, and are given back, at once
     tail      keys of the last chunk of a range, where no more are left: 16 or 32; 0: as of others
-    cluster   two blocks unite the lists of twice as many tokens, and load chunks for each other
     """
 
     groups: int = 2
@@ -64,7 +63,6 @@ class Knobs:
     patience: int = 6
     joint: bool = False
     tail: int = 0
-    cluster: bool = False
 
 
 def accepts(task: AttendTask, arch: Arch) -> str | None:
@@ -102,7 +100,7 @@ def default(task: AttendTask, arch: Arch) -> Knobs:
 def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
     """Yield candidates, the default first."""
     first, task = default(task, arch), spread(task)
-    found = key_list(task)
+    listed = key_list(task) is not None
     yield first
     for groups in (2, 3):
         for keys in sorted({first.keys, 64, 128}):
@@ -110,9 +108,8 @@ def space(task: AttendTask, arch: Arch) -> Iterator[Knobs | Rejected]:
                 for queries, resident, ahead in _MANNERS:
                     for joint in (False, True):
                         knobs = Knobs(groups, keys, stages, queries, resident, ahead, joint=joint)
-                        other = replace(knobs, cluster=True) if found else replace(knobs, tail=16)
-                        for each in (knobs, other):
-                            if each != first:
+                        for each in (knobs, replace(knobs, tail=16)):
+                            if each != first and not (each.tail and listed):
                                 reason = _excluded(task, each, arch)
                                 yield each if reason is None else Rejected(asdict(each), reason)
 
@@ -205,20 +202,16 @@ def _cut(task: AttendTask, knobs: Knobs, arch: Arch) -> Cut:
     heads, tokens = rows_of(task)
     compute, copy = _REGISTERS[knobs.groups]
     block, box = _pieces(task, knobs.keys)
-    # The thread that feeds keeps more hulls, who its block is, or each lane a box and who sees it.
-    several = len(clauses_of(task)) > 1
-    more = (block < knobs.keys or knobs.cluster) and not knobs.resident
-    if knobs.groups == 3 and (several or more):
+    # The thread that feeds keeps more hulls, or each lane a box and who sees it.
+    several, listed = len(clauses_of(task)) > 1, block < knobs.keys and not knobs.resident
+    if knobs.groups == 3 and (several or listed):
         compute, copy = compute - 8, copy + 24
     elif knobs.groups < 3 and box < knobs.keys:
         compute, copy = compute - 8, copy + 16
-    blocks = arch.cores or 1
-    if knobs.cluster:
-        blocks += blocks % cluster.SIZE
     return Cut(
         heads, tokens, knobs.groups, knobs.keys, block, box, knobs.stages, knobs.queries,
-        knobs.resident, knobs.ahead, knobs.patience, knobs.joint, knobs.tail, knobs.cluster,
-        compute, copy, blocks,
+        knobs.resident, knobs.ahead, knobs.patience, knobs.joint, knobs.tail, compute, copy,
+        arch.cores or 1,
     )  # fmt: skip
 
 
@@ -246,8 +239,6 @@ def _excluded(task: AttendTask, knobs: Knobs, arch: Arch) -> str | None:
         pages = sorted(_pages(task))
         return f"pages of {pages} keys and chunks of {knobs.keys} are no multiples of {tma.REPEAT}"
     cut = _cut(task, knobs, arch)
-    if knobs.cluster and (len(clauses_of(task)) > 1 or cut.boxes > 1 or cut.all_tokens > 32):
-        return "blocks in clusters: several clauses, several boxes of a chunk, or over 32 tokens"
     if knobs.tail and (knobs.ahead or knobs.tail not in (16, 32) or knobs.tail >= knobs.keys):
         return f"{knobs.tail} keys of a last chunk: 16 or 32, where no scores are computed ahead"
     used = shared_bytes(task, cut)

@@ -22,7 +22,6 @@ from sparsegen.lowering.tasks import AttendTask
 from tests.binaries import assembled, instructions
 
 ARCH = archs.get("sm_90")
-Knobs = attend_tiles_sm90.Knobs
 
 
 def tasks(name: str, config: int = 0, **options: Any) -> list[AttendTask]:
@@ -134,24 +133,6 @@ def test_nothing_spills_or_shares_registers(
     }
 
 
-def test_blocks_of_a_cluster_load_for_each_other(tmp_path: Path) -> None:
-    task = next(t for t in tasks("nsa", 2) if t.lists)
-    first = attend_tiles_sm90.default(task, ARCH)
-    knobs = replace(first, stages=5, resident=0, cluster=True)
-    assert knobs in list(attend_tiles_sm90.space(task, ARCH))
-    assert attend_tiles_sm90._cut(task, knobs, ARCH).all_tokens == 24
-    source = cuda_source(attend_tiles_sm90.apply(task, knobs, ARCH), ARCH)
-    cubin, said = assembled(source, ARCH, tmp_path)
-    # A barrier of the cluster at the end once cost the thread that feeds its registers.
-    assert re.findall(r"(\d+) bytes spill stores", said) == ["0"] * said.count("Used ")
-    assert "C75" not in said, "products are serialised"
-    assert "UTMALDG.4D.MULTICAST" in instructions(cubin)
-    for name, why in (("moba", "several clauses"), ("quest", "several boxes")):
-        with pytest.raises(CompileError, match=why):
-            attend_tiles_sm90.apply(tasks(name)[0], Knobs(keys=64, cluster=True), ARCH)
-    assert not [k for k in attend_tiles_sm90.space(tasks("causal")[0], ARCH) if _clusters(k)]
-
-
 def test_a_last_chunk_of_few_keys_has_products_of_its_own(tmp_path: Path) -> None:
     task = tasks("nsa", 2)[-1]  # the window
     knobs = replace(attend_tiles_sm90.default(task, ARCH), tail=16)
@@ -166,10 +147,6 @@ def test_a_last_chunk_of_few_keys_has_products_of_its_own(tmp_path: Path) -> Non
     for wrong in (replace(knobs, tail=24), replace(knobs, tail=16, ahead=True)):
         with pytest.raises(CompileError, match="keys of a last chunk"):
             attend_tiles_sm90.apply(task, wrong, ARCH)
-
-
-def _clusters(knobs: Any) -> bool:
-    return not isinstance(knobs, Rejected) and knobs.cluster
 
 
 def test_a_stage_is_given_back_when_its_queries_are_there(tmp_path: Path) -> None:

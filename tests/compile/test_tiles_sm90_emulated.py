@@ -204,14 +204,7 @@ KERNELS = [
     (16, 1, 128, 64, 3, Knobs(groups=2, keys=64, stages=3, queries=2, resident=1, ahead=True)),
     (2, 2, 64, 32, 4, Knobs(groups=1, keys=32, stages=2, resident=1, ahead=False)),
     (4, 1, 128, 16, 5, Knobs(groups=2, keys=64, stages=3, resident=1, ahead=False)),
-    # Two blocks that unite their lists, of 24, 16 and 32 tokens.
-    (16, 1, 64, 64, 3, Knobs(groups=3, keys=64, stages=3, ahead=False, cluster=True)),
-    (
-        16, 1, 128, 64, 3,
-        Knobs(groups=2, keys=64, stages=4, resident=1, ahead=False, joint=True, cluster=True),
-    ),
-    (8, 1, 64, 32, 4, Knobs(groups=2, keys=32, stages=2, queries=2, cluster=True)),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

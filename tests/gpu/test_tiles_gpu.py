@@ -63,8 +63,6 @@ def test_sequences_in_pages(name: str) -> None:
 
 # Knobs that no default has.
 KNOBS = [
-    ("nsa", "attend_2", {"groups": 3, "stages": 4, "joint": True, "cluster": True}),
-    ("nsa", "attend_2", {"groups": 2, "stages": 3, "cluster": True}),
     ("causal", "attend_1", {"groups": 2, "stages": 3, "tail": 16}),
     ("sliding_window", "attend_1", {"groups": 3, "stages": 4, "joint": True, "tail": 32}),
 ]

@@ -97,7 +97,7 @@ class Boxes:
         for n in range(cluster.SIZE):
             with T.If(equal(rank, const(n, "int32"))), T.Then():
                 ours, both = pairs[n :: cluster.SIZE], const(cluster.BOTH, "uint16")
-                self._start(gather, ours, row, target, _COPY + cluster.MULTICAST, both)
+                self._start(gather, ours, row, target, cluster.COPY, both)
 
     def _start(
         self, gather: Gather, pairs: list[tuple[int, Barrier]], row: Value, target: Memory,

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from sparsegen.codegen.cpu.stream import get
 from sparsegen.codegen.gpu.mma import ptx
+from sparsegen.codegen.gpu.pipeline import Barrier
 from sparsegen.codegen.tvm import T, Value, const, scratch
 
 SIZE = 2  # blocks
 BOTH = 0b11  # of them, as a mask
-MULTICAST = ".multicast::cluster"
-"""Lets a copy of a box write to one place in both blocks; barriers there learn of it."""
+COPY = (
+    "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
+)
+"""Copies a box to one place in the shared memory of both blocks; barriers there learn of it."""
 
 
 def enter(block: Value) -> Value:
@@ -28,9 +31,9 @@ def meet() -> None:
     ptx("barrier.cluster.wait.acquire.aligned")
 
 
-def arrive(barrier: Value, rank: Value) -> None:
-    """Arrive once at the barrier that the block `rank` (int32) has at the place of this one."""
+def arrive(barrier: Barrier, rank: Value) -> None:
+    """Arrive once at the barrier that the block `rank` (int32) has at this place."""
     address = scratch(1, "uint32")
-    here = T.cuda.cvta_generic_to_shared(barrier)
+    here = T.cuda.cvta_generic_to_shared(barrier.pointer)
     ptx("mapa.shared::cluster.u32", address[0], here, T.Cast("uint32", rank))
     ptx("mbarrier.arrive.release.cluster.shared::cluster.b64", get(address), const(1, "uint32"))

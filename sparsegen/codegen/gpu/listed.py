@@ -150,7 +150,7 @@ class ListedKernel:
         if self.rank is not None:
             ptx("bar.warp.sync", const(FULL, "uint32"))
             with T.If(self.lane < 1), T.Then():
-                cluster.arrive(barrier.pointer, 1 - self.rank)
+                cluster.arrive(barrier, 1 - self.rank)
 
     # --- the gathering group --------------------------------------------------------------------
 

@@ -59,7 +59,7 @@ def _repair(kernel: TiledKernel, shape: Shape) -> None:
     number = cell("int32", cast(place.block, "int32"))
     with T.While(get(number) < count):
         entry = T.bind(load(kernel.again, cast(get(number), "int64")))
-        group, item = T.bind(entry % cut.all_groups), T.bind(cast(entry // cut.all_groups, "int64"))
+        group, item = T.bind(entry % cut.groups), T.bind(cast(entry // cut.groups, "int64"))
         head = T.bind(cast(item // kernel.tiles, "int32") * cut.heads)
         sequence, first = find_tile(kernel.arguments, cut.all_tokens, item % kernel.tiles)
         run_parts(slow, place, sequence, T.bind(first + group * cut.tokens), head, cut.tokens)

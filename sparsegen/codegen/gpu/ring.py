@@ -5,27 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.tvm import Memory, T, Value, const, equal
 
 
 @dataclass(frozen=True)
 class Ring:
-    """A barrier for each stage of a ring; each completes once a round.
-
-    rank  number of this block in its cluster, where either block arrives at the barriers of both
-    """
+    """A barrier for each stage of a ring; each completes once a round."""
 
     memory: Memory
     stages: int
     arrivals: int
-    rank: Value | None = None
 
     @staticmethod
-    def allocate(pool: Memory, stages: int, arrivals: int, rank: Value | None = None) -> Ring:
+    def allocate(pool: Memory, stages: int, arrivals: int) -> Ring:
         """Take the barriers from the shared memory of a block."""
-        return Ring(pool.alloc((stages,), "uint64", align=8), stages, arrivals, rank)
+        return Ring(pool.alloc((stages,), "uint64", align=8), stages, arrivals)
 
     def pointer(self, stage: Value) -> Value:
         """Return the address of a barrier."""
@@ -44,14 +39,11 @@ class Ring:
     def wait_before(self, at: Cursor) -> None:
         """Wait until the stage was arrived at in the round before; in the first there is none."""
         parity = T.bitwise_xor(at.parity, const(1, "int32"))
-        wait = T.cuda.mbarrier_wait if self.rank is None else T.cuda.mbarrier_wait_acquire_cluster
-        T.evaluate(wait(self.pointer(at.stage), parity))
+        T.evaluate(T.cuda.mbarrier_wait(self.pointer(at.stage), parity))
 
     def arrive(self, stage: Value) -> None:
         """Arrive once."""
         ptx("mbarrier.arrive.shared.b64", self.pointer(stage), const(1, "uint32"))
-        if self.rank is not None:
-            cluster.arrive(self.pointer(stage), 1 - self.rank)
 
     def expect(self, stage: Value, size: Value | int) -> None:
         """Arrive once, and let the stage wait for so many bytes of the copy engine too."""

@@ -18,7 +18,7 @@ from __future__ import annotations
 from sparsegen.codegen.cpu.rows import Arguments, Sequence
 from sparsegen.codegen.cpu.stream import Bounds
 from sparsegen.codegen.cpu.vec import LOG2E
-from sparsegen.codegen.gpu import cluster, pipeline, tma
+from sparsegen.codegen.gpu import pipeline, tma
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import convert, converted
 from sparsegen.codegen.gpu.launch import device
@@ -68,7 +68,7 @@ class TiledKernel:
         self.state, self.again = (arguments[buffers[n]].flat for n in ("state", "again"))
         self.united = arguments[buffers["united"]] if self.listed else None
         self.maps = Maps(self.task, arguments) if members_of(self.task) else None
-        self.spans = Spans.of(task, arguments, cut.tokens, cut.all_groups)
+        self.spans = Spans.of(task, arguments, cut.tokens, cut.groups)
         self.info_words = len(FACTS) + cut.groups * ENDS * len(self.clauses)
         # Groups that have given the queries of an item back still read what was told about it.
         self.info_slots = cut.queries + 1
@@ -121,31 +121,19 @@ class TiledKernel:
 
     def _attend(self, queries: tma.Source, sources: list[tuple[tma.Source, tma.Source]]) -> None:
         cut = self.cut
-        self.block, self.rank = T.cta_id([cut.blocks]), None
-        if cut.cluster:
-            self.rank = cluster.enter(self.block)
+        T.cta_id([cut.blocks])
         group = T.warpgroup_id([cut.groups + 1])
         self.warp, self.lane = T.warp_id_in_wg([4]), T.lane_id([32])
         thread = T.thread_id([cut.threads])
-        # Among those of this block, and among those of an item.
-        self.group = self.place = group
-        # Tokens of an item that come before those of this block.
-        self.before = const(0, "int32")
-        if self.rank is not None:
-            self.place = T.bind(self.rank * cut.groups + group)
-            self.before = T.bind(self.rank * (cut.groups * cut.tokens))
+        self.group = group
         self._allocate()
         with T.If(thread < 1), T.Then():
             for ring in self.rings:
                 ring.init()
-            if self.rank is not None:
-                self.done.init()
             for n in range(cut.groups):
                 store(self.told, const(-1, "int32"), n)
             pipeline.publish_barriers()
         T.evaluate(T.cuda.cta_sync())
-        if self.rank is not None:
-            cluster.meet()
         with T.If(group >= cut.groups):
             with T.Then():
                 pipeline.give_registers(cut.copy)
@@ -172,20 +160,16 @@ class TiledKernel:
         self.info = pool.alloc((self.info_slots * self.info_words,), "int32", align=16)
         self.told = pool.alloc((cut.groups,), "int32", align=16)
         readers = 4 * cut.groups
-        # A chunk is written into both blocks of a cluster.
-        free = 4 * cut.all_groups, self.rank
         self.keys_ready = Ring.allocate(pool, stages, cut.boxes)
-        self.values_free = Ring.allocate(pool, stages, *free)
+        self.values_free = Ring.allocate(pool, stages, readers)
         self.item_ready = Ring.allocate(pool, cut.queries, 1)
         self.item_free = Ring.allocate(pool, cut.queries, readers)
         self.rings = [self.keys_ready, self.values_free, self.item_ready, self.item_free]
         self.values_ready, self.keys_free = self.keys_ready, self.values_free
         if not cut.joint:
             self.values_ready = Ring.allocate(pool, stages, cut.boxes)
-            self.keys_free = Ring.allocate(pool, stages, *free)
+            self.keys_free = Ring.allocate(pool, stages, readers)
             self.rings += [self.values_ready, self.keys_free]
-        if self.rank is not None:
-            self.done = pipeline.Barrier.allocate(pool, readers)
         pool.commit()
 
     # --- what the feed tells ---------------------------------------------------------------------

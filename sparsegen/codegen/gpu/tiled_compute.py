@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, put
-from sparsegen.codegen.gpu import cluster, pipeline, wgmma
+from sparsegen.codegen.gpu import pipeline, wgmma
 from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
@@ -54,27 +54,13 @@ class Compute:
                 self._item(base)
                 self.item_at.advance()
                 put(self.turn, get(self.turn) + 1)
-        if kernel.rank is not None:
-            self._stay(kernel.rank)
-
-    def _stay(self, rank: Value) -> None:
-        """Wait until the other block of a cluster has arrived at barriers here for good.
-
-        Nothing else of it comes later: what it loads for this block is waited for. (Were all
-        threads to meet instead, the one that feeds would spill.)
-        """
-        done = self.kernel.done
-        ptx("bar.warp.sync", const(FULL, "uint32"))
-        with T.If(self.lane < 1), T.Then():
-            cluster.arrive(done.pointer, 1 - rank)
-        done.wait(const(0, "int32"))
 
     def _item(self, base: Value) -> None:
         kernel, cut = self.kernel, self.cut
         sequence = kernel.sequence(base)
         self.base, self.head = base, kernel.fact(base, "head")
         first = kernel.fact(base, "first")
-        self.view, self.present = kernel.group_view(sequence, first, kernel.place)
+        self.view, self.present = kernel.group_view(sequence, first, self.group)
         self.rows = [T.bind(self.warp * 16 + self.lane // 4 + 8 * half) for half in range(2)]
         put(self.left, uniform(kernel.fact(base, "chunks")))
         put(self.held, const(1, "int32"))

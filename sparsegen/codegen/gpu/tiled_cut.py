@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sparsegen.codegen.cpu.attend import shared_heads
-from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.attend_cut import dtype_of
 from sparsegen.codegen.gpu.convert import converted
 from sparsegen.codegen.gpu.membership import map_buffers
@@ -48,8 +47,6 @@ class Cut:
     patience       a maximum that grows by less, in powers of two, leaves the sums as they are
     joint          keys and values of a chunk arrive, and are given back, at once
     tail           keys of the last chunk of a range, where no more are left; 0: as of others
-    cluster        two blocks take an item together: each has half of its tokens, and loads keys or
-                   values of all chunks for both
     compute, copy  registers of a thread that computes, and of one that feeds
     blocks         persistent blocks
     """
@@ -67,7 +64,6 @@ class Cut:
     patience: int
     joint: bool
     tail: int
-    cluster: bool
     compute: int
     copy: int
     blocks: int
@@ -75,12 +71,7 @@ class Cut:
     @property
     def all_tokens(self) -> int:
         """Return the tokens of an item."""
-        return self.tokens * self.all_groups
-
-    @property
-    def all_groups(self) -> int:
-        """Return the warp groups that compute an item."""
-        return self.groups * (cluster.SIZE if self.cluster else 1)
+        return self.tokens * self.groups
 
     @property
     def threads(self) -> int:
@@ -141,9 +132,7 @@ def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
     found: list[tuple[Buffer, Expr]] = [
         (Buffer(name=f"{name}_state", dtype="int32", shape=(64,)), Const(0)),
         (
-            Buffer(
-                name=f"{name}_again", dtype="int32", shape=(groups * cut.all_groups,), rows=rows
-            ),
+            Buffer(name=f"{name}_again", dtype="int32", shape=(groups * cut.groups,), rows=rows),
             Const(0),
         ),
     ]
@@ -152,7 +141,7 @@ def scratch_of(task: AttendTask, cut: Cut) -> tuple[tuple[Buffer, Expr], ...]:
         lists = Buffer(name=f"{name}_united", dtype="int32", shape=shape, rows=rows)
         found.append((lists, list_words(task, cut)))
     found += map_buffers(task)
-    found += span_buffers(task, cut.tokens, cut.all_groups)
+    found += span_buffers(task, cut.tokens, cut.groups)
     dtype = dtype_of(task)
     assert dtype is not None
     copies = converted(task, dtype)[1]
@@ -174,11 +163,11 @@ def group_words(cut: Cut) -> int:
 
 def member_words(cut: Cut) -> int:
     """Return the words that say which tokens of an item see a block: a bit each."""
-    return cut.all_groups * group_words(cut) or 1
+    return cut.groups * group_words(cut) or 1
 
 
 def member_bit(cut: Cut, group: Value, token: Value) -> tuple[Value, Value]:
-    """Return the word and the bit of a token of a warp group, which is one of all of an item."""
+    """Return the word and the bit of a token of a warp group."""
     if not group_words(cut):
         return const(0, "int32"), group * cut.tokens + token
     return group * group_words(cut) + token // 32, token % 32

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.rows import Sequence, find_tile
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
-from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
@@ -29,7 +28,6 @@ from sparsegen.codegen.gpu.tiled_items import Item, load_queries, look, query_by
 from sparsegen.codegen.gpu.tiled_status import status_of
 from sparsegen.codegen.gpu.tiled_weights import uniform
 from sparsegen.codegen.gpu.tma import COLUMNS, Source
-from sparsegen.codegen.gpu.union import listed_by
 from sparsegen.codegen.tvm import (
     Memory,
     T,
@@ -73,12 +71,11 @@ class Feed:
 
     def run(self) -> None:
         """Emit the loop over items."""
-        kernel, cut = self.kernel, self.cut
-        # Blocks of a cluster need not agree upon their next item.
-        item = cell("int32", T.bind(kernel.block // cluster.SIZE) if cut.cluster else self._next())
+        kernel = self.kernel
+        item = cell("int32", self._next())
         with T.While(get(item) < cast(kernel.items, "int32")):
             self._take(T.bind(cast(get(item), "int64")))
-            put(item, get(item) + cut.blocks // cluster.SIZE if cut.cluster else self._next())
+            put(item, self._next())
         kernel.item_free.wait_before(self.item_at)
         with self._lanes(1):
             store(kernel.info, const(0, "int32"), self._base())
@@ -165,8 +162,7 @@ class Feed:
         kernel.item_ready.expect(stage, query_bytes(item, self.queries, panels))
         to = stage * (cut.groups * query_elements(kernel.task, cut))
         barrier = kernel.item_ready.pointer(stage)
-        near = cut.tokens, kernel.before
-        load_queries(item, self.queries, panels, *near, kernel.queries, to, barrier)
+        load_queries(item, self.queries, panels, cut.tokens, kernel.queries, to, barrier)
 
     def _send_resident(self, item: Item) -> None:
         """Send the queries that stay in registers, in the place of a chunk."""
@@ -185,8 +181,7 @@ class Feed:
                 kernel.values_ready.arrive(at.stage)
         with self._lanes(1):
             to, barrier = T.bind(at.stage * kernel.stage), kernel.keys_ready.pointer(at.stage)
-            near = cut.tokens, kernel.before
-            load_queries(item, self.queries, panels, *near, kernel.chunks, to, barrier)
+            load_queries(item, self.queries, panels, cut.tokens, kernel.chunks, to, barrier)
         at.advance()
 
     # --- chunks ---------------------------------------------------------------------------------
@@ -288,11 +283,6 @@ class Feed:
             row = self._boxes(item, source, j, cut.keys if words is None else cut.block)
         key_head = T.bind(item.head // kernel.task.group)
         status = status_of(kernel, item, n, j, words, end)
-        if kernel.rank is not None:
-            assert words is not None
-            tokens = self.cut.groups * self.cut.tokens
-            first = kernel.before, tokens - kernel.before
-            self.ours, self.theirs = (listed_by(load(words, 1), token, tokens) for token in first)
         self._wait(kernel.keys_free, at)
         meta = T.bind(at.stage * kernel.meta_words + self.block * kernel.block_words)
         origin = j - self.block * cut.block if words is not None else j
@@ -306,11 +296,11 @@ class Feed:
         if cut.joint:
             sizes = keys.bytes + values.bytes, 0
         first = T.bind(at.stage * kernel.stage)
-        self._load(keys, first, kernel.keys_ready, sizes[0], row, key_head, 0)
+        self._load(keys, first, kernel.keys_ready, sizes[0], row, key_head)
         if not cut.joint:
             self._wait(kernel.values_free, at)
         first = first + cut.keys * keys.operand.dim
-        self._load(values, first, kernel.values_ready, sizes[1], row, key_head, 1)
+        self._load(values, first, kernel.values_ready, sizes[1], row, key_head)
         at.advance()
 
     def _boxes(
@@ -326,37 +316,20 @@ class Feed:
 
     def _load(
         self, source: Source, first: Value, ready: Ring, size: int,
-        row: Callable[[Rows], Value], head: Value, loader: int,
+        row: Callable[[Rows], Value], head: Value,
     ) -> None:  # fmt: skip
         """Start to load the keys or values of a chunk, each lane its box.
 
         Args:
-            loader: the block of a cluster that does so for both.
             size: the bytes of a box, and of what else arrives there; 0: they are expected already.
         """
-        cut, stage, rank = self.cut, self.at.stage, self.kernel.rank
+        cut, stage = self.cut, self.at.stage
         if not self.alone:
             first = first + self.box * (cut.box * COLUMNS)
-        to = self.kernel.chunks, first, ready.pointer(stage), row, head
-        if rank is None:
-            with self._lanes(self.cut.boxes):
-                if size:
-                    ready.expect(stage, size)
-                source.load(*to)
-            return
-        # What one block alone sees passes the other one by.
-        with T.If(self.ours):
-            with T.Then():
-                if size:
-                    ready.expect(stage, size)
-                with T.If(self.theirs):
-                    with T.Then(), T.If(equal(rank, const(loader, "int32"))), T.Then():
-                        source.load(*to, both=True)
-                    with T.Else():
-                        source.load(*to)
-            with T.Else():
-                if size:
-                    ready.arrive(stage)
+        with self._lanes(self.cut.boxes):
+            if size:
+                ready.expect(stage, size)
+            source.load(self.kernel.chunks, first, ready.pointer(stage), row, head)
 
 
 def _row(sequence: Sequence, j: Value, rows: Rows) -> Value:

@@ -24,8 +24,8 @@ class Item:
     """A tile of queries of neighbouring heads, from token `first` and head `head` on.
 
     entry    its number among what can be repaired
-    hulls    what the warp groups of this block see of each clause: by group, by clause
-    present  how many tokens of each of them exist
+    hulls    what warp groups see of each clause: by group, by clause
+    present  how many tokens of each warp group exist
     blocks   how many blocks its united list has; None without lists
     united   where that list starts
     """
@@ -46,13 +46,12 @@ def look(kernel: TiledKernel, sequence: Sequence, first: Value, tile: Value, gro
     head = T.bind(cast(group, "int32") * cut.heads)
     hulls, presents = [], []
     for g in range(cut.groups):
-        place = g if kernel.rank is None else T.bind(kernel.rank * cut.groups + g)
-        view, present = kernel.group_view(sequence, first, place)
+        view, present = kernel.group_view(sequence, first, g)
         some = T.bind(present > 0)
         mine = []
         for n, (source, clause) in enumerate(kernel.clauses):
             spans = kernel.spans
-            known = None if spans is None else spans.bounds(sequence, first, place, n)
+            known = None if spans is None else spans.bounds(sequence, first, g, n)
             if known is not None:
                 mine.append(known)
                 continue
@@ -67,7 +66,7 @@ def look(kernel: TiledKernel, sequence: Sequence, first: Value, tile: Value, gro
     if kernel.united is not None:
         united = list_at(kernel, tile, group)
         blocks = pin(load(kernel.united.flat, united))
-    entry = T.bind(cast((group * kernel.tiles + tile) * cut.all_groups, "int32"))
+    entry = T.bind(cast((group * kernel.tiles + tile) * cut.groups, "int32"))
     return Item(sequence, first, head, entry, hulls, presents, blocks, united)
 
 
@@ -102,15 +101,10 @@ def query_bytes(item: Item, source: Source, panels: range) -> Value:
 
 
 def load_queries(
-    item: Item, source: Source, panels: range, tokens: int, before: Value, to: Memory,
-    first: Value, barrier: Value,
-) -> None:  # fmt: skip
-    """Start to load some panels of the queries of an item, of so many tokens of each warp group.
-
-    Args:
-        before: tokens of the item that another block of the cluster has.
-    """
-    start = T.bind(cast(item.sequence.q_start, "int32") + item.first + before)
+    item: Item, source: Source, panels: range, tokens: int, to: Memory, first: Value, barrier: Value
+) -> None:
+    """Start to load some panels of the queries of an item, of so many tokens of each warp group."""
+    start = T.bind(cast(item.sequence.q_start, "int32") + item.first)
     for g, present in enumerate(item.present):
         row, at = start + g * tokens, first + g * (len(panels) * TILE)
         with T.If(present > 0), T.Then():

@@ -41,7 +41,7 @@ def finish(compute: Compute, sequence: Sequence) -> None:
     zero, odd = const(0.0, "float32"), scratch(_CHAINS, "float32")
     for n in range(_CHAINS):
         store(odd, zero, n)
-    first = kernel.fact(compute.base, "first") + kernel.place * cut.tokens
+    first = kernel.fact(compute.base, "first") + compute.group * cut.tokens
     for half in range(2):
         token = T.bind(compute.rows[half] // cut.heads)
         head = T.bind(compute.head + (compute.rows[half] - token * cut.heads))
@@ -76,7 +76,7 @@ def finish(compute: Compute, sequence: Sequence) -> None:
                     store(kernel.arguments[task.lse].flat, lse, at)
     wrong = T.bind(T.Not(equal(sum(load(odd, n) for n in range(_CHAINS)), zero)))
     if kernel.listed:
-        bits = T.shift_right(kernel.fact(compute.base, "twice"), kernel.place)
+        bits = T.shift_right(kernel.fact(compute.base, "twice"), compute.group)
         wrong = T.Or(wrong, T.bitwise_and(bits, const(1, "int32")) > 0)
     if kernel.maps is not None:
         wrong = T.Or(wrong, kernel.maps.twice(compute.view, compute.head))
@@ -134,5 +134,5 @@ def _put_down(compute: Compute) -> None:
     )
     with T.If(T.Not(equal(before, turn))), T.Then():
         place = T.bind(T.cuda.atomic_add(kernel.state.ptr_to([1]), const(1, "int32")))
-        entry = kernel.fact(compute.base, "entry") + kernel.place
+        entry = kernel.fact(compute.base, "entry") + compute.group
         store(kernel.again, entry, cast(place, "int64"))

@@ -56,10 +56,7 @@ def _of_group(
             bits = T.bitwise_or(bits, load(words, 1 + word))
         if not each:
             mask = (2**cut.tokens - 1) << g * cut.tokens
-            mine = load(words, 1)
-            if kernel.rank is not None:
-                mine = T.shift_right(mine, kernel.before)
-            bits = T.bitwise_and(mine, const(signed(mask), "int32"))
+            bits = T.bitwise_and(load(words, 1), const(signed(mask), "int32"))
         wanted = T.And(wanted, T.Not(equal(bits, const(0, "int32"))))
     some = select(sure, const(SURE, "int32"), const(MASKED, "int32"))
     return T.bind(select(wanted, some, const(SKIP, "int32")))

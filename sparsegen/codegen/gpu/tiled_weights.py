@@ -119,7 +119,7 @@ class Weights:
     def _listed(self, meta: Value, number: Value, half: int) -> list[Value]:
         """Tell which blocks of a chunk a row lists."""
         kernel, parts = self.kernel, self.cut.parts
-        word, bit = member_bit(self.cut, self.kernel.place, self._token(half))
+        word, bit = member_bit(self.cut, self.compute.group, self._token(half))
         found = []
         for n in range(parts):
             members = load(kernel.meta, meta + n * kernel.block_words + 2 + word)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from sparsegen.codegen.cpu.rows import Arguments
-from sparsegen.codegen.gpu import cluster
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.tvm import Memory, T, Value, const
 from sparsegen.lowering.tasks import Operand, Part, Rows
@@ -68,7 +67,7 @@ class Source:
 
     def load(
         self, to: Memory, first: Value, barrier: Value, row: Callable[[Rows], Value], head: Value,
-        wanted: range | None = None, both: bool = False,
+        wanted: range | None = None,
     ) -> None:  # fmt: skip
         """Start to load a box, or the wanted panels of it; one thread does.
 
@@ -78,12 +77,9 @@ class Source:
             row: gives the first row (int32) of buffers whose rows are as they are.
             head: the first one (int32).
             wanted: panels that are loaded; those of a source whose panels are not apart all are.
-            both: for both blocks of a cluster.
         """
         assert wanted is None or self.apart
         column = 0
-        copy = _LOAD + cluster.MULTICAST if both else _LOAD
-        more = [const(cluster.BOTH, "uint16")] if both else []
         for part, tensor_map in zip(self.operand.parts, self.maps, strict=True):
             near = head if part.buffer.shape[-2] > 1 else const(0, "int32")
             step = self._panels(part)
@@ -93,7 +89,7 @@ class Source:
                     continue
                 at = first + (number - (wanted.start if wanted else 0)) * (self.pitch * COLUMNS)
                 place = (0, near, row(part.buffer.rows), part.start // COLUMNS + panel)
-                ptx(copy, to.ptr_to([at]), T.address_of(tensor_map), *place, barrier, *more)
+                ptx(_LOAD, to.ptr_to([at]), T.address_of(tensor_map), *place, barrier)
             column += part.size
 
     def _panels(self, part: Part) -> int:

@@ -224,9 +224,3 @@ def list_at(kernel: TiledKernel, tile: Value, group: Value) -> Value:
     assert united is not None
     row = tile * kernel.heads + cast(group, "int64")
     return T.bind(row * united.shape[-1])
-
-
-def listed_by(word: Value, first: Value, tokens: int) -> Value:
-    """Tell whether some of `tokens` tokens, at most 16, list a block; all share a word of bits."""
-    mine = T.bitwise_and(T.shift_right(word, first), const((1 << tokens) - 1, "int32"))
-    return T.bind(mine > 0)
