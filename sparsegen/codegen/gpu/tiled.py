@@ -163,7 +163,8 @@ class TiledKernel:
         self.keys_ready = Ring.allocate(pool, stages, cut.boxes)
         self.values_free = Ring.allocate(pool, stages, readers)
         self.item_ready = Ring.allocate(pool, cut.queries, 1)
-        self.item_free = Ring.allocate(pool, cut.queries, readers)
+        # What is told about an item is read by all threads, and each of them says that it is done.
+        self.item_free = Ring.allocate(pool, cut.queries, 32 * readers)
         self.rings = [self.keys_ready, self.values_free, self.item_ready, self.item_free]
         self.values_ready, self.keys_free = self.keys_ready, self.values_free
         if not cut.joint:

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING
 
 from sparsegen.codegen.cpu.stream import cell, get, put
 from sparsegen.codegen.gpu import pipeline, wgmma
-from sparsegen.codegen.gpu.launch import FULL
 from sparsegen.codegen.gpu.mma import ptx
 from sparsegen.codegen.gpu.ring import Cursor, Ring
 from sparsegen.codegen.gpu.tiled_cut import SKIP, query_elements
 from sparsegen.codegen.gpu.tiled_outputs import finish
 from sparsegen.codegen.gpu.tiled_weights import Chunk, Weights, uniform
 from sparsegen.codegen.gpu.wgmma import TILE
-from sparsegen.codegen.tvm import T, Value, cast, const, load, scratch, store
+from sparsegen.codegen.tvm import T, Value, cast, const, scratch, store
 
 if TYPE_CHECKING:
     from sparsegen.codegen.gpu.tiled import TiledKernel
@@ -27,7 +26,8 @@ class Compute:
         self.group, self.warp, self.lane = kernel.group, kernel.warp, kernel.lane
         cut, zero = self.cut, const(0, "int32")
         self.at, self.item_at = Cursor(cut.stages), Cursor(cut.queries)
-        self.status = cell("int32", const(SKIP, "int32"))
+        # What all warp groups do with the chunk at hand, and what this one does.
+        self.word, self.status = (cell("int32", const(SKIP, "int32")) for _ in range(2))
         self.out = scratch(kernel.dim // 2, "float32")
         self.resident = scratch(max(16 * cut.resident, 1), "uint32")
         self.weights = Weights(self)
@@ -90,8 +90,8 @@ class Compute:
         put(self.status, const(SKIP, "int32"))
         with T.If(get(self.left) > 0), T.Then():
             kernel.keys_ready.wait(self.at)
-            word = uniform(load(kernel.meta, self.at.stage * kernel.meta_words + 1))
-            mine = T.bitwise_and(T.shift_right(word, 2 * self.group), const(3, "int32"))
+            put(self.word, self.weights.told(1))
+            mine = T.bitwise_and(T.shift_right(get(self.word), 2 * self.group), const(3, "int32"))
             put(self.status, mine)
 
     def _next(self) -> None:
@@ -215,7 +215,7 @@ class Compute:
 
     def _give_queries_back(self) -> None:
         with T.If(get(self.held) > 0), T.Then():
-            self._release(self.kernel.item_free, self.item_at.stage)
+            self.kernel.item_free.arrive(self.item_at.stage)
             put(self.held, const(0, "int32"))
 
     def _remember(self) -> None:
@@ -229,8 +229,7 @@ class Compute:
         T.evaluate(T.cuda.mbarrier_wait(pointer, get(self.before_parity)))
 
     def _release(self, ring: Ring, stage: Value, lane: Value | None = None) -> None:
-        """Let go of a stage; one lane does, when all have read what was told about it."""
-        ptx("bar.warp.sync", const(FULL, "uint32"))
+        """Let go of a stage; one lane does, the one that has read what was told about it."""
         with T.If((self.lane if lane is None else lane) < 1), T.Then():
             ring.arrive(stage)
 

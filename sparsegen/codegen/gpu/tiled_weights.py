@@ -100,29 +100,38 @@ class Weights:
 
     # --- what rows see --------------------------------------------------------------------------
 
+    def told(self, word: Value | int) -> Value:
+        """Return a word of what the feed tells about the chunk at hand, for all lanes.
+
+        The lane reads it that gives the chunk back. Were all to read it, racecheck would not see
+        that they have: of a meeting of lanes that are together anyhow the assembler leaves nothing.
+        """
+        kernel, found = self.kernel, cell("int32", const(0, "int32"))
+        with T.If(self.compute.lane < 1), T.Then():
+            put(found, load(kernel.meta, self.compute.at.stage * kernel.meta_words + word))
+        return uniform(get(found))
+
     def read(self) -> Chunk:
         """Read what the feed tells about the chunk at hand, before its keys are given back."""
         kernel = self.kernel
-        meta = T.bind(self.compute.at.stage * kernel.meta_words)
-        parts = range(self.cut.parts)
-        starts = [T.bind(load(kernel.meta, meta + n * kernel.block_words)) for n in parts]
-        status = T.bind(load(kernel.meta, meta + 1))
+        starts = [self.told(n * kernel.block_words) for n in range(self.cut.parts)]
+        status = T.bind(get(self.compute.word))
         number = T.bind(T.shift_right(status, CLAUSE_BIT))
         short = T.bitwise_and(status, const(SHORT, "int32")) if self.cut.tail else None
         if not kernel.listed:
             return Chunk(starts, number, short, None)
         found = []
         for half in range(1 if self._warps_are_tokens else 2):
-            found.append(self._listed(meta, number, half))
+            found.append(self._listed(number, half))
         return Chunk(starts, number, short, (found * 2)[:2])
 
-    def _listed(self, meta: Value, number: Value, half: int) -> list[Value]:
+    def _listed(self, number: Value, half: int) -> list[Value]:
         """Tell which blocks of a chunk a row lists."""
         kernel, parts = self.kernel, self.cut.parts
         word, bit = member_bit(self.cut, self.compute.group, self._token(half))
         found = []
         for n in range(parts):
-            members = load(kernel.meta, meta + n * kernel.block_words + 2 + word)
+            members = self.told(n * kernel.block_words + 2 + word)
             sees = T.bitwise_and(T.shift_right(members, bit), const(1, "int32")) > 0
             # In a range, all rows take part.
             for k, (_, clause) in enumerate(kernel.clauses):
