@@ -26,8 +26,8 @@ class Compute:
         self.group, self.warp, self.lane = kernel.group, kernel.warp, kernel.lane
         cut, zero = self.cut, const(0, "int32")
         self.at, self.item_at = Cursor(cut.stages), Cursor(cut.queries)
-        # What all warp groups do with the chunk at hand, and what this one does.
-        self.word, self.status = (cell("int32", const(SKIP, "int32")) for _ in range(2))
+        # What warp groups do with the chunk at hand, as lane 0 knows; whether this one takes it.
+        self.word, self.wanted = (cell("int32", const(SKIP, "int32")) for _ in range(2))
         self.out = scratch(kernel.dim // 2, "float32")
         self.resident = scratch(max(16 * cut.resident, 1), "uint32")
         self.weights = Weights(self)
@@ -71,7 +71,7 @@ class Compute:
             self._load_resident()
         with T.While(get(self.left) > 0):
             self._peek()
-            with T.If(get(self.status) > 0):
+            with T.If(get(self.wanted) > 0):
                 with T.Then():
                     if cut.ahead:
                         self._run_ahead()
@@ -87,12 +87,16 @@ class Compute:
     def _peek(self) -> None:
         """Wait for the keys of the next chunk, if there is one, and see what to do with it."""
         kernel = self.kernel
-        put(self.status, const(SKIP, "int32"))
+        put(self.wanted, const(0, "int32"))
         with T.If(get(self.left) > 0), T.Then():
             kernel.keys_ready.wait(self.at)
             put(self.word, self.weights.told(1))
-            mine = T.bitwise_and(T.shift_right(get(self.word), 2 * self.group), const(3, "int32"))
-            put(self.status, mine)
+            put(self.wanted, cast(self.weights.any(self.status > SKIP), "int32"))
+
+    @property
+    def status(self) -> Value:
+        """What this warp group does with the chunk at hand, in lane 0; SKIP in other lanes."""
+        return T.bitwise_and(T.shift_right(get(self.word), 2 * self.group), const(3, "int32"))
 
     def _next(self) -> None:
         self.at.advance()
@@ -119,7 +123,7 @@ class Compute:
         chunk = weights.read()
         weights.pairs.ask(chunk)
         if chunk.short is not None:
-            with T.If(uniform(chunk.short) > 0):
+            with T.If(weights.any(chunk.short > 0)):
                 with T.Then(), weights.only(self.cut.tail):
                     self._take(chunk)
                 with T.Else():
@@ -154,7 +158,7 @@ class Compute:
         self._remember()
         self._next()
         self._peek()
-        with T.While(get(self.status) > 0):
+        with T.While(get(self.wanted) > 0):
             # Before any product: no wait may stand between the products of one group.
             self._wait_values()
             chunk = weights.read()

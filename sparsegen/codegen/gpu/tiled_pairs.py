@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from sparsegen.codegen.cpu.stream import cell, get, pin, put
 from sparsegen.codegen.gpu.launch import bit_of
 from sparsegen.codegen.gpu.membership import WINDOW, seen
-from sparsegen.codegen.gpu.tiled_cut import MASKED, clauses_of
+from sparsegen.codegen.gpu.tiled_cut import clauses_of
 from sparsegen.codegen.tvm import T, Value, const, equal, load, scratch, select, store
 from sparsegen.ir.expr import Expr, Member, Table, walk
 
@@ -47,10 +47,13 @@ class Pairs:
 
     def ask(self, chunk: Chunk) -> None:
         """Find out what rows see of the chunk at hand, if it is masked and has such a clause."""
-        for n in self.clauses:
-            masked = equal(get(self.weights.compute.status), const(MASKED, "int32"))
-            with T.If(T.And(masked, equal(chunk.number, const(n, "int32")))), T.Then():
-                self._ask(n, chunk)
+        if not self.clauses:
+            return
+        with T.If(self.weights.masked()), T.Then():
+            chunk = self.weights.hear(chunk)
+            for n in self.clauses:
+                with T.If(equal(chunk.number, const(n, "int32"))), T.Then():
+                    self._ask(n, chunk)
 
     def _ask(self, number: int, chunk: Chunk) -> None:
         for word in range(self.words):

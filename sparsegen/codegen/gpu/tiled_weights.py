@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -39,12 +39,13 @@ _CHAINS = 4  # partial maxima and sums of a row, which do not wait for each othe
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk.
+    """What is told about a chunk: `starts`, `number` and `short` in lane 0, or by `hear` in all.
 
     starts  for each listed block, where the chunk would start if it lay where the block does
     number  its clause
     short   not 0 if nobody sees keys behind the first `tail` ones; None where all are alike
-    seen    where it is listed, for either of the two rows: whether it lists each block
+    seen    where it is listed, for either of the two rows: whether it lists each block; where that
+            is the same for all rows of a warp, in lane 0, and not in others
     """
 
     starts: list[Value]
@@ -101,23 +102,33 @@ class Weights:
     # --- what rows see --------------------------------------------------------------------------
 
     def told(self, word: Value | int) -> Value:
-        """Return a word of what the feed tells about the chunk at hand, for all lanes.
+        """Return a word of what the feed tells about the chunk at hand; in lanes but the first, 0.
 
-        The lane reads it that gives the chunk back. Were all to read it, racecheck would not see
-        that they have: of a meeting of lanes that are together anyhow the assembler leaves nothing.
+        That lane gives the chunk back. Were all to read, racecheck would not see that they have:
+        of a meeting of lanes that are together anyhow the assembler leaves nothing. And votes on
+        what one lane has are sooner there than what it would tell the others.
         """
         kernel, found = self.kernel, cell("int32", const(0, "int32"))
         with T.If(self.compute.lane < 1), T.Then():
             put(found, load(kernel.meta, self.compute.at.stage * kernel.meta_words + word))
-        return uniform(get(found))
+        return get(found)
+
+    def hear(self, chunk: Chunk) -> Chunk:
+        """Return what the first lane knows about a chunk, for all lanes."""
+        number = uniform(chunk.number) if len(self.kernel.clauses) > 1 else const(0, "int32")
+        return replace(chunk, starts=[uniform(start) for start in chunk.starts], number=number)
+
+    def masked(self) -> Value:
+        """Tell whether the warp group takes the chunk at hand, and some row does not see all."""
+        return self.any(equal(self.compute.status, const(MASKED, "int32")))
 
     def read(self) -> Chunk:
         """Read what the feed tells about the chunk at hand, before its keys are given back."""
         kernel = self.kernel
         starts = [self.told(n * kernel.block_words) for n in range(self.cut.parts)]
-        status = T.bind(get(self.compute.word))
-        number = T.bind(T.shift_right(status, CLAUSE_BIT))
-        short = T.bitwise_and(status, const(SHORT, "int32")) if self.cut.tail else None
+        word = T.bind(get(self.compute.word))
+        number = T.bind(T.shift_right(word, CLAUSE_BIT))
+        short = T.bitwise_and(word, const(SHORT, "int32")) if self.cut.tail else None
         if not kernel.listed:
             return Chunk(starts, number, short, None)
         found = []
@@ -130,14 +141,18 @@ class Weights:
         kernel, parts = self.kernel, self.cut.parts
         word, bit = member_bit(self.cut, self.compute.group, self._token(half))
         found = []
+        if not self._alone and len(kernel.clauses) > 1:
+            number = uniform(number)
         for n in range(parts):
             members = self.told(n * kernel.block_words + 2 + word)
+            if not self._alone:
+                members = uniform(members)
             sees = T.bitwise_and(T.shift_right(members, bit), const(1, "int32")) > 0
             # In a range, all rows take part.
             for k, (_, clause) in enumerate(kernel.clauses):
                 if clause.keys is None:
                     sees = T.Or(sees, equal(number, const(k, "int32")))
-            found.append(sees)
+            found.append(T.And(self.compute.lane < 1, sees) if self._alone else sees)
         if parts == 1:
             return [T.bind(found[0])]
         # One register for all, until scores are there.
@@ -150,6 +165,11 @@ class Weights:
     @property
     def _warps_are_tokens(self) -> bool:
         return self.cut.heads % 16 == 0
+
+    @property
+    def _alone(self) -> bool:
+        """Whether a warp is one token, and takes blocks one by one or passes over them."""
+        return self._warps_are_tokens and not self.cut.ahead and self.cut.parts == 1
 
     def _token(self, half: int) -> Value:
         """Return the token of a row, in its warp group."""
@@ -168,16 +188,15 @@ class Weights:
         kernel = self.kernel
         if kernel.scaled:
             self._modify(chunk)
-        with T.If(equal(get(self.compute.status), const(MASKED, "int32"))), T.Then():
+        with T.If(self.masked()), T.Then():
+            chunk = self.hear(chunk)
             for n in range(len(kernel.clauses)):
                 if len(kernel.clauses) == 1:
                     self._mask(n, chunk)
                 else:
                     with T.If(equal(chunk.number, const(n, "int32"))), T.Then():
                         self._mask(n, chunk)
-        # Where a warp is one token, and takes blocks one by one, it has left out what it skips.
-        alone = self._warps_are_tokens and not self.cut.ahead and self.cut.parts == 1
-        if chunk.seen is not None and not alone:
+        if chunk.seen is not None and not self._alone:
             with T.If(T.Not(chunk.all())), T.Then():
                 for n, half, key in self.elements():
                     self._keep(n, chunk.seen[half][key // self.cut.block])
@@ -189,6 +208,8 @@ class Weights:
     def _modify(self, chunk: Chunk) -> None:
         task = self.kernel.task
         places = [self.position(half) for half in range(2)]
+        if task.mod is not None:
+            chunk = self.hear(chunk)
         for n, half, key in self.elements():
             score = T.bind(load(self.scores, n) * const(task.scale, "float32"))
             if task.mod is not None:
