@@ -7,6 +7,10 @@ PIP_FLAGS ?=
 # Further arguments of pytest.
 PYTEST_FLAGS ?=
 
+SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes application-only
+# What stays quick, and reaches every kernel: racecheck slows it down a hundredfold.
+SANITIZED := latent or tiles and (bfloat16 or pages or many or knobs) or one_sequence and odd and bfloat16
+
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 
@@ -14,7 +18,7 @@ INSTALLED := $(VENV)/.installed
 export TVM_BACKTRACE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lint check fix test nightly gpu bench snapshots wheel
+.PHONY: help demo lint check fix test nightly gpu sanitize bench snapshots wheel
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +52,12 @@ nightly: $(INSTALLED) ## Run those too that are much like others
 
 gpu: $(INSTALLED) ## Run the tests that need a CUDA device
 	$(BIN)/pytest tests -m gpu $(PYTEST_FLAGS)
+
+sanitize: $(INSTALLED) ## Run small cases of every GPU schedule under compute-sanitizer
+	for tool in memcheck racecheck; do \
+	  $(SANITIZER) --tool $$tool $(BIN)/python -m pytest tests/gpu/test_tiles_gpu.py tests/gpu/test_latent.py \
+	    tests/gpu/test_patterns_gpu.py -k "$(SANITIZED)" $(PYTEST_FLAGS) || exit; \
+	done
 
 bench: $(INSTALLED) ## Measure this machine into benchmarks/results
 	$(BIN)/python -m benchmarks.run

@@ -61,6 +61,12 @@ def test_sequences_in_pages(name: str) -> None:
     check(case, scale=SCALE.get(name, 1.0))
 
 
+def test_many_items() -> None:
+    """A block of threads takes several items: all that tells about them is written anew."""
+    sizes = {"T": 1700, "S": 150, "Hq": 64, "Hk": 1, "D": 128, "E": 128}
+    check(one_sequence("full", Config("many", sizes), torch.bfloat16))
+
+
 # Knobs that no default has.
 KNOBS = [
     ("causal", "attend_1", {"groups": 2, "stages": 3, "tail": 16}),
