@@ -27,13 +27,13 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Bundle:
-    """An intact bundle: its manifest, the specification in it, and the library to load here
+    """An intact bundle: its manifest, and of the library to load here the specification, the path
     and the architectures it is for."""
 
     folder: Path
     manifest: Mapping[str, Any]
     spec: Spec
-    library: Path
+    path: Path
     archs: tuple[str, ...]
 
 

@@ -39,5 +39,5 @@ def load(
     """
     raised = own_errors() if errors is None else errors
     bundle = open_bundle(folder, raised, device)
-    load = functools.partial(load_library, bundle.library, raised)
+    load = functools.partial(load_library, bundle.path, raised)
     return Runner(bundle.spec, load() if bundle.spec.device == "cpu" else load, raised)

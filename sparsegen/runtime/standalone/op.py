@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.library import Library, get_ctx, register_autograd, register_fake
 
 from .checks import DTYPES, sizes_of
 from .shapes import Extent, result_tensors, view_of
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 NAMESPACE = "sparsegen"
 
 # An operator lives as long as its library object, and traced graphs may hold the operator.
-_LIBRARIES: list[torch.library.Library] = []
+_LIBRARIES: list[Library] = []
 
 
 def schema(spec: Spec) -> str:
@@ -38,10 +39,10 @@ def register(runner: Runner) -> Any:
     existing = getattr(getattr(torch.ops, NAMESPACE), spec.op, None)
     if existing is not None:
         return existing.default
-    library: Any = torch.library.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
-    _LIBRARIES.append(library)
+    fragment: Any = Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+    _LIBRARIES.append(fragment)
     name = f"{NAMESPACE}::{spec.op}"
-    library.define(schema(spec), tags=(torch.Tag.pt2_compliant_tag,))
+    fragment.define(schema(spec), tags=(torch.Tag.pt2_compliant_tag,))
 
     def run(*values: Any) -> Any:
         args, metadata = _split(spec, values)
@@ -57,9 +58,9 @@ def register(runner: Runner) -> Any:
     def backward(ctx: Any, *gradients: Any) -> None:
         raise runner.no_gradient()
 
-    library.impl(spec.op, run, spec.device.upper())
-    torch.library.register_fake(name, fake, lib=library)
-    torch.library.register_autograd(name, backward, setup_context=refuse, lib=library)
+    fragment.impl(spec.op, run, spec.device.upper())
+    register_fake(name, fake, lib=fragment)
+    register_autograd(name, backward, setup_context=refuse, lib=fragment)
     return getattr(getattr(torch.ops, NAMESPACE), spec.op).default
 
 
@@ -94,9 +95,9 @@ def shapes_only(spec: Spec, args: Sequence[torch.Tensor], metadata: Sequence[Any
     if any(-1 in t.shape or t.space == "entry" for t in tensors):
         for role in ("query", "key"):
             if stops.get(role) is None:
-                stops[role] = torch.library.get_ctx().new_dynamic_size()
+                stops[role] = get_ctx().new_dynamic_size()
     if spec.layout == "paged" and any(t.space == "key" for t in tensors):
-        total_k = torch.library.get_ctx().new_dynamic_size()
+        total_k = get_ctx().new_dynamic_size()
     first = sizes.keys - sizes.queries if offset is None else offset
     extent = Extent(batch, sizes.rows_q, total_k, stops, first)
     results = tuple(
