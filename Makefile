@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 # Further arguments of pytest.
 PYTEST_FLAGS ?=
 
-SANITIZER := compute-sanitizer --error-exitcode 9 --target-processes application-only
+SANITIZER := compute-sanitizer --error-exitcode 9 --launch-timeout 120 --target-processes application-only
 # What stays quick, and reaches every kernel: racecheck slows it down a hundredfold.
 SANITIZED := latent or tiles and (bfloat16 or pages or many or knobs) or one_sequence and odd and bfloat16
 

@@ -95,7 +95,7 @@ class Compute:
 
     @property
     def status(self) -> Value:
-        """What this warp group does with the chunk at hand, in lane 0; SKIP in other lanes."""
+        """Return what this warp group does with the chunk at hand, in lane 0; SKIP in others."""
         return T.bitwise_and(T.shift_right(get(self.word), 2 * self.group), const(3, "int32"))
 
     def _next(self) -> None:

@@ -168,7 +168,7 @@ class Weights:
 
     @property
     def _alone(self) -> bool:
-        """Whether a warp is one token, and takes blocks one by one or passes over them."""
+        """Tell whether a warp is one token, and takes blocks one by one or passes over them."""
         return self._warps_are_tokens and not self.cut.ahead and self.cut.parts == 1
 
     def _token(self, half: int) -> Value:
