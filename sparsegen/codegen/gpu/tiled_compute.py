@@ -90,7 +90,7 @@ class Compute:
         put(self.wanted, const(0, "int32"))
         with T.If(get(self.left) > 0), T.Then():
             kernel.keys_ready.wait(self.at)
-            put(self.word, self.weights.told(1))
+            put(self.word, self.weights.fact(1))
             put(self.wanted, cast(self.weights.any(self.status > SKIP), "int32"))
 
     @property

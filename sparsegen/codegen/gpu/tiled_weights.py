@@ -101,7 +101,7 @@ class Weights:
 
     # --- what rows see --------------------------------------------------------------------------
 
-    def told(self, word: Value | int) -> Value:
+    def fact(self, word: Value | int) -> Value:
         """Return a word of what the feed tells about the chunk at hand; in lanes but the first, 0.
 
         That lane gives the chunk back. Were all to read, racecheck would not see that they have:
@@ -125,7 +125,7 @@ class Weights:
     def read(self) -> Chunk:
         """Read what the feed tells about the chunk at hand, before its keys are given back."""
         kernel = self.kernel
-        starts = [self.told(n * kernel.block_words) for n in range(self.cut.parts)]
+        starts = [self.fact(n * kernel.block_words) for n in range(self.cut.parts)]
         word = T.bind(get(self.compute.word))
         number = T.bind(T.shift_right(word, CLAUSE_BIT))
         short = T.bitwise_and(word, const(SHORT, "int32")) if self.cut.tail else None
@@ -144,7 +144,7 @@ class Weights:
         if not self._alone and len(kernel.clauses) > 1:
             number = uniform(number)
         for n in range(parts):
-            members = self.told(n * kernel.block_words + 2 + word)
+            members = self.fact(n * kernel.block_words + 2 + word)
             if not self._alone:
                 members = uniform(members)
             sees = T.bitwise_and(T.shift_right(members, bit), const(1, "int32")) > 0
