@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 
 from sparsegen.arch import Arch
@@ -55,11 +54,6 @@ class Kernel(Runner):
         self.arch = arch
         self.built = built
         self.asked = asked
-
-    @property
-    def library(self) -> Path:
-        """Return the shared library this kernel runs."""
-        return self.built.path
 
     @property
     def schedules(self) -> Mapping[str, Schedule]:
