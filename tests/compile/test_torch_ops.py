@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.library import opcheck
+from torch import library as operators
 
 import sparsegen as sg
 from sparsegen import patterns
@@ -62,7 +62,7 @@ def test_opcheck(name: str, layout: str) -> None:
     kernel = kernel_of(name, layout)
     how, extents, metadata = CALLS[layout]
     assert how == layout
-    opcheck(kernel.op, (*tensors(kernel, **extents), *metadata))
+    operators.opcheck(kernel.op, (*tensors(kernel, **extents), *metadata))
 
 
 @pytest.mark.parametrize("name", ["dsa", "sliding_window", "nsa"])
@@ -108,7 +108,7 @@ def test_export_with_dynamic_lengths(name: str) -> None:
 def test_the_operator_of_a_bundle(tmp_path: Any) -> None:
     kernel = kernel_of("dsa")
     loaded = sg.load(sg.export(kernel, tmp_path / "bundle"))
-    opcheck(loaded.op, (*tensors(kernel, T=7, S=23), None, None))
+    operators.opcheck(loaded.op, (*tensors(kernel, T=7, S=23), None, None))
 
 
 def test_dtypes_of_torch_are_taken() -> None:

@@ -234,11 +234,11 @@ def test_failures_are_shown_and_the_fastest_peer_counts() -> None:
             {**workloads["W6 window 8k"].to_json(), "error": "the process died"},
         ],
     }  # fmt: skip
-    path = Path("/root/benchmarks/results/gpu-g.json")
-    section = "\n".join(readme_gpu.section(report, path, Path("/root")))
+    path = Path("/project/benchmarks/results/gpu-g.json")
+    section = "\n".join(readme_gpu.section(report, path, Path("/project")))
     assert "| 1.00 (1.00-1.00) | 600 TFLOP/s | 80% | fast | 2.00 | 2.00 |" in section
     assert "WRONG" not in section
-    page = "\n".join(readme_gpu.page({path: report}, Path("/root")))
+    page = "\n".join(readme_gpu.page({path: report}, Path("/project")))
     for text in ("| WRONG: row 3 |", "| the process died |", "| no (kernel) / here |", "c0ffee"):
         assert text in page
     plot = readme_gpu.plot(report)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.library import Library, get_ctx, register_autograd, register_fake
+from torch import library as operators
 
 from .checks import DTYPES, sizes_of
 from .shapes import Extent, result_tensors, view_of
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NAMESPACE = "sparsegen"
 
 # An operator lives as long as its library object, and traced graphs may hold the operator.
-_LIBRARIES: list[Library] = []
+_LIBRARIES: list[operators.Library] = []
 
 
 def schema(spec: Spec) -> str:
@@ -39,7 +39,7 @@ def register(runner: Runner) -> Any:
     existing = getattr(getattr(torch.ops, NAMESPACE), spec.op, None)
     if existing is not None:
         return existing.default
-    fragment: Any = Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
+    fragment: Any = operators.Library(NAMESPACE, "FRAGMENT")  # type: ignore[no-untyped-call]
     _LIBRARIES.append(fragment)
     name = f"{NAMESPACE}::{spec.op}"
     fragment.define(schema(spec), tags=(torch.Tag.pt2_compliant_tag,))
@@ -59,8 +59,8 @@ def register(runner: Runner) -> Any:
         raise runner.no_gradient()
 
     fragment.impl(spec.op, run, spec.device.upper())
-    register_fake(name, fake, lib=fragment)
-    register_autograd(name, backward, setup_context=refuse, lib=fragment)
+    operators.register_fake(name, fake, lib=fragment)
+    operators.register_autograd(name, backward, setup_context=refuse, lib=fragment)
     return getattr(getattr(torch.ops, NAMESPACE), spec.op).default
 
 
@@ -95,9 +95,9 @@ def shapes_only(spec: Spec, args: Sequence[torch.Tensor], metadata: Sequence[Any
     if any(-1 in t.shape or t.space == "entry" for t in tensors):
         for role in ("query", "key"):
             if stops.get(role) is None:
-                stops[role] = get_ctx().new_dynamic_size()
+                stops[role] = operators.get_ctx().new_dynamic_size()
     if spec.layout == "paged" and any(t.space == "key" for t in tensors):
-        total_k = get_ctx().new_dynamic_size()
+        total_k = operators.get_ctx().new_dynamic_size()
     first = sizes.keys - sizes.queries if offset is None else offset
     extent = Extent(batch, sizes.rows_q, total_k, stops, first)
     results = tuple(
